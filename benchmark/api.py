@@ -1,0 +1,256 @@
+"""What a method imports: the types that everything meets in, and the registry.
+
+A remedy for posterior collapse edits one or more of four slots, (model, objective, corruption of
+the batch, training step), and nothing else; a `Recipe` holds the four. The harness sees
+`LatentModel`s and their `Draw`s, never a method.
+
+Shapes: B sentences, T predicted tokens, S tokens read, K samples, U latent units. Costs are in
+nats per sentence, summed over tokens and units.
+"""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.noise import Noise
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sentences, in the three roles a sentence plays.
+
+    targets: [B, T] ids to predict, `</s>` included, PAD behind it; never edited by a method.
+    inputs: [B, T] ids fed to the teacher-forced decoder, `<s>` first; corrupted by word dropout.
+    source: [B, S] ids the inference network reads, `<s>` and `</s>` included.
+    target_lengths, source_lengths: [B] int64.
+    noise: None in training; in evaluation what makes every draw reproducible.
+    """
+
+    targets: Tensor
+    inputs: Tensor
+    source: Tensor
+    target_lengths: Tensor
+    source_lengths: Tensor
+    noise: Noise | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, T] bool, True at real tokens."""
+        return self.targets != PAD
+
+    def but(self, **changes: Any) -> "Batch":
+        """This batch with some fields replaced."""
+        return dataclasses.replace(self, **changes)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """This batch on `device`."""
+        return self.but(
+            **{
+                f.name: value.to(device, non_blocking=non_blocking)
+                for f in dataclasses.fields(self)
+                if isinstance(value := getattr(self, f.name), Tensor)
+            }
+        )
+
+    def pin(self) -> "Batch":
+        """This batch in pinned memory, from where a copy to a GPU need not block."""
+        return self.but(
+            **{
+                f.name: value.pin_memory()
+                for f in dataclasses.fields(self)
+                if isinstance(value := getattr(self, f.name), Tensor)
+            }
+        )
+
+    def normal(self, k: int, *shape: int) -> Tensor:
+        """Standard normal noise [B, k, *shape] for these sentences; all of a model's draws of
+        latents take theirs from here."""
+        if self.noise is not None:
+            return self.noise.normal(k, *shape)
+        return torch.randn(len(self), k, *shape, device=self.targets.device)
+
+
+@dataclass
+class Draw:
+    """K codes drawn for each of B sentences, and their scores.
+
+    z: [B, K, ...] the codes that were scored; None only for a model without latents.
+    log_px: [B, K] log p(x|z); log_pz: [B, K] log p(z), NaN where the prior is implicit;
+    log_qz: [B, K] log q(z|x).
+    kl: [B, U] nats per unit, analytic given what was sampled, averaged over the K samples where it
+    depends on them.
+    aux: extra costs by name, [B] each; log_pz_alt: another prior's density by name, [B, K].
+    """
+
+    z: Tensor | None
+    log_px: Tensor
+    log_pz: Tensor
+    log_qz: Tensor
+    kl: Tensor
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    log_pz_alt: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class LatentModel(nn.Module):
+    """p(x, z) with an inference network q(z|x): all that the harness knows of a model.
+
+    latent: "none", "global" (one code a sentence), "sequence" (one a step) or "implicit" (codes
+    without densities). units: number of latent dimensions (global) or channels (sequence).
+    The inference network learns of the sentence through `batch.source` alone.
+    """
+
+    latent: str = "global"
+    units: int = 0
+
+    @abstractmethod
+    def draw(self, batch: Batch, k: int = 1) -> Draw:
+        """K codes from the posterior of each sentence, refined if the model refines, and scored."""
+
+    @abstractmethod
+    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
+        """[B, K], the decoder's score of each sentence under codes z [B, K, ...] handed in;
+        differentiable in z."""
+
+    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | None:
+        """Mean and variance of q(z|x), [B, U] each, or [B, T, U] with a mask [B, T]; relative to
+        the model's prior (whitened by it where it is learned). None where they do not exist."""
+        return None
+
+    def log_q(self, z: Tensor, batch: Batch) -> Tensor | None:
+        """[N, B], the density of every code z [N, ...] under the posterior of every sentence;
+        None where that has no meaning (`why_no_log_q` says why)."""
+        return None
+
+    why_no_log_q: str = "the model has no latent variable"
+
+    @abstractmethod
+    def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
+        """[n, <= max_length] token ids from the prior, `</s>` included, PAD behind it."""
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
+        """[B, <= max_length] token ids, greedily decoded from the posterior mean."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that may be stepped apart, by name; together they hold every parameter."""
+
+
+Objective = Callable[[Draw, Batch, int], Tensor]
+Corrupt = Callable[[Batch, int], Batch]
+Step = Callable[["Run"], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, as four values. A slot left None is the default.
+
+    select: the validation metric, lowest first, that picks the checkpoint: None for the budget's
+    rule ("nll" or "neg_elbo"), else "nll", "neg_elbo", "rec" or "last". select_after: share of the
+    steps before which no checkpoint is eligible, such as the end of an annealing ramp.
+    """
+
+    model: LatentModel | None = None
+    objective: Objective | None = None
+    corrupt: Corrupt | None = None
+    step: Step | None = None
+    select: str | None = None
+    select_after: float = 0.0
+
+    def but(self, **slots: Any) -> "Recipe":
+        """This recipe with some slots replaced."""
+        return dataclasses.replace(self, **slots)
+
+
+class Task(Protocol):
+    """What a method may know of the cell it will be trained in."""
+
+    vocab_size: int
+    mean_length: float  # predicted tokens per training sentence, </s> included
+    max_length: int  # the same, of the longest
+    n_train: int
+    batch_size: int
+    steps_per_epoch: int
+    steps: int  # outer steps of the whole budget
+    latent: int  # dimensions of z as configured
+
+    def encoder(self, **changes: Any) -> nn.Module:
+        """The configured encoder, with some of its arguments changed."""
+        ...
+
+    def decoder(self, **changes: Any) -> nn.Module:
+        """The configured decoder, with some of its arguments changed."""
+        ...
+
+    def model(self, **changes: Any) -> LatentModel:
+        """The configured VAE, with some sizes changed."""
+        ...
+
+
+class Run(Protocol):
+    """A training run as a step sees it. A step makes exactly one update of the decoder."""
+
+    t: int  # outer steps done
+    steps: int  # outer steps of the whole budget
+    model: LatentModel
+    history: list[dict[str, float]]  # validation results, oldest first
+
+    def next(self) -> Batch:
+        """This step's batch, corrupted; the same object all through the step."""
+        ...
+
+    def another(self) -> Batch:
+        """A uniformly drawn training batch from a stream of its own; counted, but not part of
+        the epoch."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The objective on a fresh draw for `batch`."""
+        ...
+
+    def descend(self, loss: Tensor, *parts: str, clip: str = "all") -> None:
+        """One backward pass, then one update of the named parts (none named: all). The gradient is
+        clipped by the joint norm of "all" parts (He et al. 2019) or of what is "moved"."""
+        ...
+
+    def reset(self, *parts: str) -> None:
+        """Re-initialise the named parts' weights and forget their optimisers' state."""
+        ...
+
+    def fresh(self, metric: str) -> float | None:
+        """The newest value of a validation metric ("valid/mi_batch32") if it was evaluated since
+        last asked, else None; never evaluates."""
+        ...
+
+
+METHODS: dict[str, type] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator: make a method known. The class is a plain dataclass whose fields are the
+    hyper-parameters and which has `recipe(self, task: Task) -> Recipe`."""
+
+    def add(cls: type) -> type:
+        known = METHODS.get(name)
+        if known is not None and known.__module__ != cls.__module__:
+            raise ValueError(
+                f"two methods are named {name!r}: {known.__module__} and {cls.__module__}; "
+                "rename one of them"
+            )
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"method {name!r}: write @register above @dataclass, not below")
+        METHODS[name] = cls
+        return cls
+
+    return add
