@@ -142,6 +142,10 @@ class LatentModel(nn.Module):
     def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
         """[B, <= max_length] token ids, greedily decoded from the posterior mean."""
 
+    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
+        """[N, <= max_length] token ids decoded from codes [N, ...]; greedily at temperature 0."""
+        raise NotImplementedError(f"{type(self).__name__} decodes no codes handed in")
+
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """The modules that may be stepped apart, by name; together they hold every parameter."""

@@ -1,0 +1,109 @@
+"""LSTM encoder and decoder of the sentence VAE of He et al. (ICLR 2019), with their sizes,
+initialisation and dropout."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmark.api import BOS, EOS, PAD, Batch
+from benchmark.models.likelihood import token_log_likelihood
+
+
+def initialise(module: nn.Module) -> None:
+    """He et al.'s initialisation: U(-0.1, 0.1) for embeddings, U(-0.01, 0.01) for all else, the
+    LSTM's biases included."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    for parameter in module.parameters():
+        bound = 0.1 if id(parameter) in embeddings else 0.01
+        nn.init.uniform_(parameter, -bound, bound)
+
+
+class LSTMEncoder(nn.Module):
+    """q(z|x): the last state of an LSTM over the whole sentence, `<s>` and `</s>` included, and a
+    linear head without bias."""
+
+    def __init__(self, *, vocab_size: int, embedding: int, hidden: int, latent: int):
+        super().__init__()
+        self.latent = latent
+        self.embed = nn.Embedding(vocab_size, embedding)
+        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 2 * latent, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        initialise(self)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x), [B, D] each."""
+        states, _ = self.lstm(self.embed(batch.source))  # [B, S, H]
+        last = (batch.source_lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])
+        mean, log_variance = self.head(states.gather(1, last)[:, 0]).float().chunk(2, dim=-1)
+        return mean, log_variance
+
+
+class LSTMDecoder(nn.Module):
+    """p(x|z): an LSTM that is fed z beside every token and starts from a state made of z.
+
+    c_0 = W z and h_0 = tanh(c_0), both zero where latent = 0: then it is a language model.
+    """
+
+    def __init__(
+        self, *, vocab_size: int, embedding: int, hidden: int, latent: int, dropout: float
+    ):
+        super().__init__()
+        self.latent = latent
+        self.embed = nn.Embedding(vocab_size, embedding)
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(embedding + latent, hidden, batch_first=True)
+        self.initial = nn.Linear(latent, hidden, bias=False) if latent else None
+        self.output = nn.Linear(hidden, vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        initialise(self)
+
+    def start(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The LSTM's state before the first token, for codes [N, D]."""
+        if self.initial is None:
+            zero = z.new_zeros(1, len(z), self.lstm.hidden_size)
+            return zero, zero
+        cell = self.initial(z)[None]
+        return torch.tanh(cell), cell
+
+    def step(self, tokens: Tensor, z: Tensor, state: tuple[Tensor, Tensor]):
+        """States [N, T, H] after reading tokens [N, T] beside codes [N, D], and the LSTM's state."""
+        words = self.dropout(self.embed(tokens))
+        codes = z[:, None].expand(-1, tokens.shape[1], -1).to(words.dtype)
+        states, state = self.lstm(torch.cat([words, codes], dim=-1), state)
+        return self.dropout(states), state
+
+    def log_px(self, batch: Batch, z: Tensor) -> Tensor:
+        """[B, K], log p(x|z) of each sentence under each of its codes z [B, K, D]."""
+        (b, k), t = z.shape[:2], batch.targets.shape[1]
+        z = z.flatten(0, 1)
+        inputs = batch.inputs.repeat_interleave(k, dim=0)  # [B K, T]
+        states, _ = self.step(inputs, z, self.start(z))
+        targets = batch.targets[:, None].expand(b, k, t)
+        scores = token_log_likelihood(states.flatten(0, 1), self.output.weight, targets.flatten())
+        return (scores.view(b, k, t) * batch.mask[:, None]).sum(-1)
+
+    @torch.no_grad()
+    def generate(self, z: Tensor, *, max_length: int, temperature: float) -> Tensor:
+        """[N, <= max_length] tokens decoded from codes [N, D], sampled at a temperature or greedy
+        at temperature 0; behind `</s>` stands PAD."""
+        token = torch.full((len(z), 1), BOS, device=z.device)
+        state, done, written = self.start(z), torch.zeros_like(token, dtype=torch.bool), []
+        for _ in range(max_length):
+            states, state = self.step(token, z, state)
+            logits = self.output(states[:, 0]).float()
+            logits[:, [PAD, BOS]] = -torch.inf
+            if temperature > 0:
+                token = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1)
+            else:
+                token = logits.argmax(dim=-1, keepdim=True)
+            token = token.masked_fill(done, PAD)
+            done = done | (token == EOS)
+            written.append(token)
+            if done.all():
+                break
+        return torch.cat(written, dim=1)
