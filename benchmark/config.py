@@ -70,6 +70,7 @@ class Dataset:
     label: str | None = None  # label column
     splits: dict[str, str] = field(default_factory=dict)  # train/valid/test -> the hub's split
     sentences: dict[str, int] = field(default_factory=dict)  # train/valid/test -> how many to draw
+    distinct: bool = False  # a sentence that has been met, in any split, is passed over
     split_seed: int = 0
     # what becomes of it
     tokens: Tokens = Tokens.words
