@@ -1,0 +1,650 @@
+"""The run directory: one cell's record, whole at every instant; imports no torch.
+
+Every file but metrics.jsonl is written beside its place and renamed into it. Only the holder of
+the directory's lease writes; anyone reads.
+"""
+
+import contextlib
+import dataclasses
+import getpass
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from benchmark.grid import Cell
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1  # of run.json and of a cell's identity
+RESULT_VERSION = 1  # raised when the same cell would now give other numbers: done cells are stale
+
+STATUSES = (
+    *("queued", "running", "interrupted", "stopped", "done"),
+    *("failed", "diverged", "timeout", "cancelled"),
+)
+SPLITS = ("valid", "test")
+ARTEFACTS = ("config.yaml", "metrics.jsonl", "units.npz", "sentences.npz", "samples.jsonl")
+"""The files without which no cell is done."""
+
+SUMMARY = {
+    "nll": ("nats", "negative log-likelihood, importance-weighted"),
+    "nll_samples": ("count", "importance samples a sentence behind nll"),
+    "nll_sentences": ("count", "sentences behind nll's importance-weighted part"),
+    "nll_se": ("nats", "standard error of nll"),
+    "neg_elbo": ("nats", "negative evidence lower bound, rec + kl"),
+    "rec": ("nats", "-log p(x|z) under the posterior"),
+    "kl": ("nats", "KL of the posterior from the prior, summed over units"),
+    "mi": ("nats", "I(x; z) under q, the whole split in the mixture, each sentence in its own"),
+    "mi_n": ("count", "sentences in the mixture; mi cannot exceed its logarithm"),
+    "mi_loo": ("nats", "the same, each sentence left out of its own; null near ln mi_n"),
+    "mi_batch32": ("nats", "He et al.'s estimate, in batches of 32; cannot exceed ln 32"),
+    "au": ("count", "active units: the posterior mean's variance over sentences exceeds 0.01"),
+    "units": ("count", "latent units there are"),
+    "ppl": ("1", "exp(nll per predicted token), </s> counted, <s> not"),
+    "z_gain": ("nats", "what x's own code gains over that of a partner of the same length"),
+    "z_gain_se": ("nats", "standard error of z_gain"),
+    "z_gain_n": ("count", "sentences with a partner"),
+    "verdict": ("word", "collapsed, idle, read, unclear or none: does the decoder read the code"),
+    "i_read": ("nats", "what of x the decoder provably reads from z, a lower bound"),
+    "i_read_se": ("nats", "standard error of i_read"),
+    "nll_half": ("nats", "nll at half the samples; far above nll: more are needed"),
+    "ess": ("count", "effective importance samples, the mean over sentences"),
+    "khat_bad": ("share", "sentences whose importance weights have Pareto k > 0.7"),
+    "latent": ("word", "none, global, sequence or implicit"),
+    "nll_gap": ("nats", "nll less the exact one of the same sentences"),
+    "elbo_gap": ("nats", "neg_elbo less the exact nll of the same sentences"),
+    "truth_mi": ("nats", "I(x; z) under the generator itself"),
+}
+"""A split's summary: name -> (unit, meaning); nats are per sentence. `nll@name` and the like are
+the same quantity under another prior."""
+
+TRUTH = frozenset({"nll_gap", "elbo_gap", "truth_mi"})  # absent where the truth is not known
+WORDS = {
+    "verdict": ("collapsed", "idle", "read", "unclear", "none"),
+    "latent": ("none", "global", "sequence", "implicit"),
+}
+FIELDS = ("status", "reason", "selected_step", "summary", "notes", "cost", "provenance")
+
+
+class Busy(RuntimeError):
+    """Another live process is writing the run directory."""
+
+
+class LeaseLost(RuntimeError):
+    """The run directory is not, or no longer, this process's to write."""
+
+
+class RunDirectory:
+    """One cell's folder. Its reader needs nothing; its writer holds `lease()`.
+
+    attempt: this object's unique name, part of every temporary file's.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.attempt = uuid.uuid4().hex[:12]
+        self._lease: Lease | None = None
+
+    def create(self, cell: "Cell", config: str) -> None:
+        """Lay down config.yaml and a queued run.json; what is there already stays."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "cell": dataclasses.asdict(cell),
+            "status": "queued",
+            **{"reason": None, "selected_step": None, "summary": {}, "notes": {}},
+            **{"cost": {}, "provenance": {}},
+        }
+        _create(self.path / "config.yaml", config.encode(), self.attempt)
+        _create(self.path / "run.json", _json(record), self.attempt)
+
+    def read(self) -> dict[str, Any] | None:
+        """run.json, or None where there is none. Raises ValueError if it breaks the schema."""
+        try:
+            text = (self.path / "run.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            record = json.loads(text, parse_constant=_refuse)
+            problems = _problems(record)
+        except (ValueError, RecursionError) as error:
+            problems = [f"it is no JSON ({error})"]
+        if problems:
+            raise ValueError(f"{self.path / 'run.json'} is damaged: {'; '.join(problems)}")
+        return record
+
+    def write(self, **changes: Any) -> None:
+        """Replace fields of run.json (FIELDS), all or none.
+
+        NaN and infinities become null, each with a note. Raises LeaseLost, and ValueError for
+        what breaks the schema or for a `done` to which something is missing.
+        """
+        self.check()
+        record = self.read()
+        if record is None:
+            raise ValueError(f"{self.path} holds no run.json to change: create the cell first")
+        if unknown := changes.keys() - set(FIELDS):
+            raise ValueError(f"run.json has no field {', '.join(sorted(unknown))}")
+        found: dict[str, str] = {}
+        record |= {key: _finite(value, key, found) for key, value in changes.items()}
+        found = {key.removeprefix("summary/"): note for key, note in found.items()}
+        record["notes"] = found | record["notes"]
+        problems = _problems(record)
+        if record["status"] == "done":
+            problems += _missing(self.path)
+        if problems:
+            raise ValueError(f"{self.path}: not recorded: {'; '.join(problems)}")
+        self.save_json("run.json", record)
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A temporary path to write to; at the end its file takes the place of `name`, for good.
+
+        Raises LeaseLost, and leaves `name` as it was, if the lease went meanwhile.
+        """
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        temporary = _temporary(target, self.attempt)
+        try:
+            yield temporary
+            _sync(temporary)
+            self.check()
+            os.replace(temporary, target)
+            _sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def save_text(self, name: str, text: str) -> None:
+        """Write a text file, all at once."""
+        with self.replacing(name) as temporary:
+            temporary.write_bytes(text.encode())
+
+    def save_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, all at once; NaN and infinities as null."""
+        with self.replacing(name) as temporary:
+            temporary.write_bytes(_json(value))
+
+    def save_npz(self, name: str, **arrays: Any) -> None:
+        """Write arrays, all at once. Raises ValueError for objects, which need pickle."""
+        with self.replacing(name) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    def metrics(self) -> "Metrics":
+        """metrics.jsonl, open for this writer."""
+        return Metrics(self.path / "metrics.jsonl", check=self.check)
+
+    def clean(self) -> None:
+        """Remove what other attempts left half-written; they are dead, or have lost the lease."""
+        self.check()
+        for temporary in self.path.rglob(".*.tmp"):
+            if self.attempt not in temporary.name:
+                temporary.unlink(missing_ok=True)
+
+    def lease(self, beat: float = 30.0, stale: float = 90.0) -> "Lease":
+        """The right to write, taken by `with`; intervals in seconds."""
+        self._lease = Lease(self.path, self.attempt, beat, stale)
+        return self._lease
+
+    def check(self) -> None:
+        """Raise LeaseLost unless this writer holds the lease."""
+        if self._lease is None:
+            raise LeaseLost(f"{self.path}: take the lease before writing")
+        self._lease.check()
+
+
+class Lease:
+    """One writer for one directory, also among several machines that share it.
+
+    The leases of a directory are the files .lease.1, .lease.2, ...; the highest is in force. To
+    succeed it is to create the next number, which the file system grants to one only; nobody
+    ever removes the highest, so a number means one holder, and whoever finds a higher one than
+    its own has lost. (Renaming one lease file away could hit a successor's, made meanwhile.)
+    A hard link is as exclusive as O_EXCL, and no one sees the file before its content.
+
+    The holder counts up in its file every `beat` s, through the open descriptor, which cannot
+    touch a successor's. A lease may be succeeded if it says that it was released; if its process
+    is gone, by this machine's own process table; or if its count stands still for `stale` s of
+    the *observer's* monotonic clock: neither clocks that jump nor two machines' differing ones
+    matter. A holder suspended between `check` and a rename can still do that one rename.
+    """
+
+    def __init__(self, folder: Path, attempt: str, beat: float, stale: float) -> None:
+        self.folder, self.attempt, self.beat, self.stale = folder, attempt, beat, stale
+        self.number = 0
+        self._process = _process(os.getpid())
+        self._count = 0
+        self._file = -1
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Lease":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the lease, after a wait of `stale` s if its holder cannot be told from a dead one.
+
+        Raises Busy if the holder lives.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = max(self._numbers(), default=0)
+            if number and not self._succeeds(number):
+                continue  # someone else came first; look again
+            mine = self._path(number + 1)
+            if not _create(mine, self._content(), self.attempt):
+                continue
+            if max(self._numbers()) == number + 1:
+                break
+            mine.unlink(missing_ok=True)  # we were slow: the number had come and gone before
+        self.number = number + 1
+        self._file = os.open(mine, os.O_WRONLY)
+        for older in self._numbers():
+            if older < self.number:
+                self._path(older).unlink(missing_ok=True)
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise LeaseLost unless this is the lease in force."""
+        if not self.number:
+            raise LeaseLost(f"{self.folder}: take the lease before writing")
+        # opening our own file asks the server even where NFS answers a listing from its cache
+        if self._read(self.number) is None or max(self._numbers()) != self.number:
+            raise LeaseLost(f"{self.folder} was taken over by another process; this one stops")
+
+    def release(self) -> None:
+        """Let the next one in at once; harmless if the lease was lost or never taken."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        self._thread = None
+        self.number = 0
+        with contextlib.suppress(OSError):
+            self._mark(released=True)
+        os.close(self._file)
+
+    def _succeeds(self, number: int) -> bool:
+        """Whether lease `number` is over; False if it is no longer there. Raises Busy."""
+        content = self._read(number)
+        owner = _owner(content)
+        name = f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}"
+        if content is None:
+            return False
+        if owner.get("released") or _gone(owner):
+            return True
+        log.warning(
+            "%s may be in use by %s; waiting up to %g s for a sign of life",
+            *(self.folder, name, self.stale),
+        )
+        end = time.monotonic() + self.stale
+        while time.monotonic() < end:
+            time.sleep(min(1.0, self.stale / 20))
+            now = self._read(number)
+            owner = _owner(now)
+            if now is None or owner.get("released") or _gone(owner):
+                return now is not None
+            if now != content:
+                raise Busy(f"{self.folder} is being written by {name}: wait for it, or stop it")
+        return True
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.beat):
+            self._count += 1
+            try:
+                self._mark(released=False)
+            except OSError as error:
+                log.warning("%s: the lease could not be renewed: %s", self.folder, error)
+
+    def _mark(self, released: bool) -> None:
+        os.pwrite(self._file, self._content(released), 0)
+        os.fsync(self._file)
+
+    def _content(self, released: bool = False) -> bytes:
+        """Of one length for all counts, because it is overwritten in place."""
+        state = {"attempt": self.attempt, "released": int(released), "count": f"{self._count:09d}"}
+        return (json.dumps(self._process | state) + "\n").encode()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f".lease.{number}"
+
+    def _numbers(self) -> list[int]:
+        names = (name.removeprefix(".lease.") for name in os.listdir(self.folder))
+        return [int(name) for name in names if name.isdecimal()]
+
+    def _read(self, number: int) -> bytes | None:
+        try:
+            return self._path(number).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+class Metrics:
+    """metrics.jsonl: {"step", "split", "metric", "value", "estimator", "seconds", "batches",
+    "backwards"} lines, appended. A line that a dying writer tore is cut off on opening."""
+
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
+        self._check = check
+        self._file = path.open("ab")
+        self.cut(path.read_bytes().rfind(b"\n") + 1)
+
+    def add(
+        self,
+        step: int,
+        split: str,
+        values: Mapping[str, float | None],
+        *,
+        estimators: Mapping[str, str] | None = None,
+        seconds: float,
+        batches: int,
+        backwards: int,
+    ) -> None:
+        """One line per metric, in one write; NaN and infinities as null.
+
+        estimators: how a metric was estimated, where its name alone does not say.
+        """
+        self._check()
+        cost = {"seconds": seconds, "batches": batches, "backwards": backwards}
+        lines = [
+            {
+                **{"step": step, "split": split, "metric": metric},
+                "value": None if value is None else float(value),
+                **{"estimator": (estimators or {}).get(metric), **cost},
+            }
+            for metric, value in values.items()
+        ]
+        self._file.write(b"".join(_json(line, indent=None) for line in lines))
+        self._file.flush()
+
+    @property
+    def offset(self) -> int:
+        """Bytes so far, all of them on disk: what a checkpoint keeps."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def cut(self, offset: int) -> None:
+        """Forget what was written behind `offset`. Raises ValueError if there is less."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size < offset:
+            raise ValueError(f"{self._file.name} has {size} bytes, fewer than the {offset} kept")
+        if size > offset:
+            self._check()
+            self._file.truncate(offset)
+
+    def close(self) -> None:
+        """End appending."""
+        self._file.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a torn last one is ignored. Raises ValueError for another."""
+    whole, _, _ = Path(path).read_bytes().rpartition(b"\n")
+    lines = []
+    for number, text in enumerate(whole.split(b"\n") if whole else [], 1):
+        try:
+            line = json.loads(text, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+        if not isinstance(line, dict):
+            raise ValueError(f"{path}, line {number} is damaged: it is no object")
+        lines.append(line)
+    return lines
+
+
+def validate(path: str | Path) -> list[str]:
+    """What is wrong with a run directory, in words; nothing, if it can be trusted."""
+    path = Path(path)
+    try:
+        record = RunDirectory(path).read()
+    except ValueError as error:
+        return [str(error)]
+    if record is None:
+        return [f"{path} holds no run.json"]
+    cell = record["cell"]
+    place = (cell["dataset"], cell["method"], cell["id"], f"s{cell['seed']}")
+    moved = path.absolute().parts[-4:] != place  # a copied folder would count one result twice
+    problems = [f"{path} holds the record of {'/'.join(place)}"] if moved else []
+    return problems + (_missing(path) if record["status"] == "done" else [])
+
+
+def scan(results_dir: str | Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+    """Every run directory with its record, in order; a damaged one is logged and passed over."""
+    for found in sorted(Path(results_dir).glob("*/*/*/s*/run.json")):
+        run = RunDirectory(found.parent)
+        try:
+            record = run.read()
+        except (ValueError, OSError) as error:
+            log.warning("%s", error)
+            continue
+        if record is not None:
+            yield run, record
+
+
+def provenance(method_file: str | Path | None = None) -> dict[str, Any]:
+    """Where a result comes from: code, versions, machine, time, command."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = str(os.getuid())  # containers run under numbers without a name
+    return {
+        **_git(),
+        "fingerprint": fingerprint(method_file),
+        "result_version": RESULT_VERSION,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "host": socket.gethostname(),
+        "user": user,
+        "platform": platform.platform(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def fingerprint(method_file: str | Path | None = None) -> str:
+    """SHA-256 over the harness's code and one method's."""
+    harness = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(harness.rglob("*.py")):
+        digest.update(f"{file.relative_to(harness).as_posix()}\n".encode() + file.read_bytes())
+    if method_file is not None:
+        digest.update(Path(method_file).read_bytes())
+    return digest.hexdigest()
+
+
+def _git() -> dict[str, Any]:
+    """The checkout's commit and whether files differ from it; nulls where there is none."""
+    base = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit, changes = (
+            subprocess.run([*base, *words], capture_output=True, text=True, check=True, timeout=20)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("torch", "numpy", "scipy", "omegaconf", "hydra-core", "datasets", "pyarrow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)  # asks no package to be imported
+    return found
+
+
+def _problems(record: Any) -> list[str]:
+    """Where a record breaks the schema, in words."""
+    if not isinstance(record, dict):
+        return ["it is no JSON object"]
+    if record.get("schema_version") != SCHEMA_VERSION:
+        found = record.get("schema_version")
+        return [f"its schema_version is {found}, this code reads {SCHEMA_VERSION}"]
+    cell, notes = record.get("cell"), record.get("notes")
+    words = ("dataset", "method", "variant", "id")
+    if (
+        not isinstance(cell, dict)
+        or not all(isinstance(cell.get(key), str) for key in words)
+        or type(cell.get("seed")) is not int
+    ):
+        return [f"its cell lacks one of {', '.join(words)}, seed"]
+    problems = [f"{key} is missing" for key in FIELDS if key not in record]
+    for key in ("summary", "notes", "cost", "provenance"):
+        if not isinstance(record.get(key, {}), dict):
+            problems.append(f"{key} is no object")
+    if problems or not isinstance(notes, dict):
+        return problems
+    if record["status"] not in STATUSES:
+        problems.append(f"status is {record['status']!r}, not one of {', '.join(STATUSES)}")
+    for split, summary in record["summary"].items():
+        problems += _summary_problems(split, summary, notes)
+    if record["status"] in ("done", "stopped"):
+        lacking = [split for split in SPLITS if split not in record["summary"]]
+        problems += [f"summary has no {split}" for split in lacking]
+    return problems
+
+
+def _summary_problems(split: str, summary: Any, notes: Mapping[str, Any]) -> list[str]:
+    if split not in SPLITS or not isinstance(summary, dict):
+        return [f"summary/{split} is no summary of {' or '.join(SPLITS)}"]
+    problems = []
+    for key, value in summary.items():
+        name = key.partition("@")[0]
+        fits = (
+            value in WORDS[name]
+            if name in WORDS
+            else isinstance(value, int | float) and not isinstance(value, bool)
+        )
+        if name not in SUMMARY:
+            problems.append(f"summary/{split} has an unknown {key}")
+        elif value is not None and not fits:
+            problems.append(f"{split}/{key} cannot be {value!r}")
+    for key in sorted(SUMMARY.keys() - TRUTH | summary.keys()):
+        if summary.get(key) is None and not (key in notes or f"{split}/{key}" in notes):
+            problems.append(f"{split}/{key} is null and no note says why")
+    return problems
+
+
+def _missing(path: Path) -> list[str]:
+    """What a done cell's directory lacks."""
+    problems = [f"{name} is missing" for name in ARTEFACTS if not (path / name).is_file()]
+    if (path / "metrics.jsonl").is_file():
+        try:
+            read_metrics(path / "metrics.jsonl")
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _finite(value: Any, where: str = "", notes: dict[str, str] | None = None) -> Any:
+    """`value` without NaN and infinities, which JSON does not have; `notes` is told of each."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item, f"{where}/{key}", notes) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, f"{where}/{i}", notes) for i, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        if notes is not None:
+            notes[where] = f"the value was {value}"
+        return None
+    return value
+
+
+def _json(value: Any, indent: int | None = 2) -> bytes:
+    return (json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
+
+
+def _temporary(target: Path, attempt: str) -> Path:
+    return target.with_name(f".{target.name}.{attempt}.tmp")
+
+
+def _create(target: Path, content: bytes, attempt: str) -> bool:
+    """Make a file that is there with its whole content or not at all; False if there is one."""
+    if target.exists():
+        return False
+    temporary = _temporary(target, attempt)
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, target)
+        # not the error but this decides: NFS may answer a repeated request with "exists"
+        made = target.samefile(temporary)
+        _sync(target.parent)
+        return made
+    except FileNotFoundError:
+        if not temporary.exists() or not target.exists():
+            return False
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a directory's entries, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems sync no directories
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """What tells a process from all others, ever and anywhere; `start` None if it is gone."""
+    try:
+        # the name, in parentheses, may hold anything; then state, 18 fields, start time
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        start = None if state in "ZX" else int(fields[18])
+    except (FileNotFoundError, ProcessLookupError):
+        start = None
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot += os.readlink("/proc/self/ns/pid")  # containers share host and boot, not pids
+    except OSError:
+        boot = None
+    return {"host": socket.gethostname(), "boot": boot, "pid": pid, "start": start}
+
+
+def _owner(content: bytes | None) -> dict[str, Any]:
+    try:
+        owner = json.loads(content or b"{}")
+    except ValueError:
+        owner = {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _gone(owner: Mapping[str, Any]) -> bool:
+    """Whether a lease's process is known to have ended: it ran here, since boot, and is no more."""
+    if not isinstance(owner.get("pid"), int) or not owner.get("boot"):
+        return False
+    now = _process(owner["pid"])
+    same_machine = (now["host"], now["boot"]) == (owner.get("host"), owner["boot"])
+    return same_machine and now["start"] != owner.get("start")
