@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from benchmark.config import Config
-from benchmark.record import SCHEMA_VERSION
+from benchmark.record import NAME, SCHEMA_VERSION
 
 LISTED = ("method", "model", "budget", "batching", "precision")
 """What makes a cell what it is, with the data set's CONTENT and the schema's version."""
@@ -20,7 +20,7 @@ LISTED = ("method", "model", "budget", "batching", "precision")
 CONTENT = (
     "name",  # all that tells local folders apart
     *("hub", "hub_config", "revision", "generator"),
-    *("columns", "join", "label", "splits", "sentences", "split_seed"),
+    *("columns", "join", "label", "splits", "sentences", "distinct", "split_seed"),
     *("tokens", "max_tokens", "overlong", "vocabulary", "min_count"),
 )
 """The keys of a data set that define its content."""
@@ -100,7 +100,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         for what, name in (("data set", self.dataset), ("method", self.method)):
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+            if not NAME.fullmatch(name):
                 raise ValueError(
                     f"{what} {name!r} cannot name a folder of results: "
                     "use letters, digits, '_', '-', '+' and '.', the first no '.'"

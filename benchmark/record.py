@@ -13,11 +13,10 @@ import logging
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,6 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmark.lease import Busy as Busy
+from benchmark.lease import Lease, LeaseLost, create, sync, temporary_path
 
 if TYPE_CHECKING:
     from benchmark.grid import Cell
@@ -80,15 +82,8 @@ WORDS = {
     "verdict": ("collapsed", "idle", "read", "unclear", "none"),
     "latent": ("none", "global", "sequence", "implicit"),
 }
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # of a folder, and of nothing outside it
 FIELDS = ("status", "reason", "selected_step", "summary", "notes", "cost", "provenance")
-
-
-class Busy(RuntimeError):
-    """Another live process is writing the run directory."""
-
-
-class LeaseLost(RuntimeError):
-    """The run directory is not, or no longer, this process's to write."""
 
 
 class RunDirectory:
@@ -112,8 +107,8 @@ class RunDirectory:
             **{"reason": None, "selected_step": None, "summary": {}, "notes": {}},
             **{"cost": {}, "provenance": {}},
         }
-        _create(self.path / "config.yaml", config.encode(), self.attempt)
-        _create(self.path / "run.json", _json(record), self.attempt)
+        create(self.path / "config.yaml", config.encode(), self.attempt)
+        create(self.path / "run.json", _json(record), self.attempt)
 
     def read(self) -> dict[str, Any] | None:
         """run.json, or None where there is none. Raises ValueError if it breaks the schema."""
@@ -161,13 +156,13 @@ class RunDirectory:
         """
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
-        temporary = _temporary(target, self.attempt)
+        temporary = temporary_path(target, self.attempt)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             self.check()
             os.replace(temporary, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -207,137 +202,6 @@ class RunDirectory:
         if self._lease is None:
             raise LeaseLost(f"{self.path}: take the lease before writing")
         self._lease.check()
-
-
-class Lease:
-    """One writer for one directory, also among several machines that share it.
-
-    The leases of a directory are the files .lease.1, .lease.2, ...; the highest is in force. To
-    succeed it is to create the next number, which the file system grants to one only; nobody
-    ever removes the highest, so a number means one holder, and whoever finds a higher one than
-    its own has lost. (Renaming one lease file away could hit a successor's, made meanwhile.)
-    A hard link is as exclusive as O_EXCL, and no one sees the file before its content.
-
-    The holder counts up in its file every `beat` s, through the open descriptor, which cannot
-    touch a successor's. A lease may be succeeded if it says that it was released; if its process
-    is gone, by this machine's own process table; or if its count stands still for `stale` s of
-    the *observer's* monotonic clock: neither clocks that jump nor two machines' differing ones
-    matter. A holder suspended between `check` and a rename can still do that one rename.
-    """
-
-    def __init__(self, folder: Path, attempt: str, beat: float, stale: float) -> None:
-        self.folder, self.attempt, self.beat, self.stale = folder, attempt, beat, stale
-        self.number = 0
-        self._process = _process(os.getpid())
-        self._count = 0
-        self._file = -1
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "Lease":
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def acquire(self) -> None:
-        """Take the lease, after a wait of `stale` s if its holder cannot be told from a dead one.
-
-        Raises Busy if the holder lives.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            number = max(self._numbers(), default=0)
-            if number and not self._succeeds(number):
-                continue  # someone else came first; look again
-            mine = self._path(number + 1)
-            if not _create(mine, self._content(), self.attempt):
-                continue
-            if max(self._numbers()) == number + 1:
-                break
-            mine.unlink(missing_ok=True)  # we were slow: the number had come and gone before
-        self.number = number + 1
-        self._file = os.open(mine, os.O_WRONLY)
-        for older in self._numbers():
-            if older < self.number:
-                self._path(older).unlink(missing_ok=True)
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise LeaseLost unless this is the lease in force."""
-        if not self.number:
-            raise LeaseLost(f"{self.folder}: take the lease before writing")
-        # opening our own file asks the server even where NFS answers a listing from its cache
-        if self._read(self.number) is None or max(self._numbers()) != self.number:
-            raise LeaseLost(f"{self.folder} was taken over by another process; this one stops")
-
-    def release(self) -> None:
-        """Let the next one in at once; harmless if the lease was lost or never taken."""
-        if self._thread is None:
-            return
-        self._ended.set()
-        self._thread.join()
-        self._thread = None
-        self.number = 0
-        with contextlib.suppress(OSError):
-            self._mark(released=True)
-        os.close(self._file)
-
-    def _succeeds(self, number: int) -> bool:
-        """Whether lease `number` is over; False if it is no longer there. Raises Busy."""
-        content = self._read(number)
-        owner = _owner(content)
-        name = f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}"
-        if content is None:
-            return False
-        if owner.get("released") or _gone(owner):
-            return True
-        log.warning(
-            "%s may be in use by %s; waiting up to %g s for a sign of life",
-            *(self.folder, name, self.stale),
-        )
-        end = time.monotonic() + self.stale
-        while time.monotonic() < end:
-            time.sleep(min(1.0, self.stale / 20))
-            now = self._read(number)
-            owner = _owner(now)
-            if now is None or owner.get("released") or _gone(owner):
-                return now is not None
-            if now != content:
-                raise Busy(f"{self.folder} is being written by {name}: wait for it, or stop it")
-        return True
-
-    def _beat(self) -> None:
-        while not self._ended.wait(self.beat):
-            self._count += 1
-            try:
-                self._mark(released=False)
-            except OSError as error:
-                log.warning("%s: the lease could not be renewed: %s", self.folder, error)
-
-    def _mark(self, released: bool) -> None:
-        os.pwrite(self._file, self._content(released), 0)
-        os.fsync(self._file)
-
-    def _content(self, released: bool = False) -> bytes:
-        """Of one length for all counts, because it is overwritten in place."""
-        state = {"attempt": self.attempt, "released": int(released), "count": f"{self._count:09d}"}
-        return (json.dumps(self._process | state) + "\n").encode()
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f".lease.{number}"
-
-    def _numbers(self) -> list[int]:
-        names = (name.removeprefix(".lease.") for name in os.listdir(self.folder))
-        return [int(name) for name in names if name.isdecimal()]
-
-    def _read(self, number: int) -> bytes | None:
-        try:
-            return self._path(number).read_bytes()
-        except FileNotFoundError:
-            return None
 
 
 class Metrics:
@@ -508,6 +372,8 @@ def _problems(record: Any) -> list[str]:
         or type(cell.get("seed")) is not int
     ):
         return [f"its cell lacks one of {', '.join(words)}, seed"]
+    if not all(NAME.fullmatch(cell[key]) for key in ("dataset", "method", "id")):
+        return ["its cell's names are no folder's"]
     problems = [f"{key} is missing" for key in FIELDS if key not in record]
     for key in ("summary", "notes", "cost", "provenance"):
         if not isinstance(record.get(key, {}), dict):
@@ -533,7 +399,7 @@ def _summary_problems(split: str, summary: Any, notes: Mapping[str, Any]) -> lis
         fits = (
             value in WORDS[name]
             if name in WORDS
-            else isinstance(value, int | float) and not isinstance(value, bool)
+            else type(value) in (int, float) and -math.inf < value < math.inf
         )
         if name not in SUMMARY:
             problems.append(f"summary/{split} has an unknown {key}")
@@ -577,74 +443,3 @@ def _json(value: Any, indent: int | None = 2) -> bytes:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"it holds {constant}")
-
-
-def _temporary(target: Path, attempt: str) -> Path:
-    return target.with_name(f".{target.name}.{attempt}.tmp")
-
-
-def _create(target: Path, content: bytes, attempt: str) -> bool:
-    """Make a file that is there with its whole content or not at all; False if there is one."""
-    if target.exists():
-        return False
-    temporary = _temporary(target, attempt)
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, target)
-        # not the error but this decides: NFS may answer a repeated request with "exists"
-        made = target.samefile(temporary)
-        _sync(target.parent)
-        return made
-    except FileNotFoundError:
-        if not temporary.exists() or not target.exists():
-            return False
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Make a file's content, or a directory's entries, outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some network file systems sync no directories
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _process(pid: int) -> dict[str, Any]:
-    """What tells a process from all others, ever and anywhere; `start` None if it is gone."""
-    try:
-        # the name, in parentheses, may hold anything; then state, 18 fields, start time
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        start = None if state in "ZX" else int(fields[18])
-    except (FileNotFoundError, ProcessLookupError):
-        start = None
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        boot += os.readlink("/proc/self/ns/pid")  # containers share host and boot, not pids
-    except OSError:
-        boot = None
-    return {"host": socket.gethostname(), "boot": boot, "pid": pid, "start": start}
-
-
-def _owner(content: bytes | None) -> dict[str, Any]:
-    try:
-        owner = json.loads(content or b"{}")
-    except ValueError:
-        owner = {}
-    return owner if isinstance(owner, dict) else {}
-
-
-def _gone(owner: Mapping[str, Any]) -> bool:
-    """Whether a lease's process is known to have ended: it ran here, since boot, and is no more."""
-    if not isinstance(owner.get("pid"), int) or not owner.get("boot"):
-        return False
-    now = _process(owner["pid"])
-    same_machine = (now["host"], now["boot"]) == (owner.get("host"), owner["boot"])
-    return same_machine and now["start"] != owner.get("start")
