@@ -1,0 +1,624 @@
+"""What a model is worth on a split, measured by the same code for every method.
+
+Pure: changes no weight, no mode, no random state. All noise is a function of (split, sentence,
+sample), so two models' results are paired, and no result depends on how sentences are batched:
+they are batched by exact length, hence never padded. Costs are in nats per sentence; N sentences,
+B of a batch, T tokens, K samples, U units.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from benchmark.api import Batch, Draw, LatentModel
+from benchmark.config import Evaluation
+from benchmark.estimators import (
+    Array,
+    controlled_mean,
+    effective_share,
+    fit_temperature,
+    info_nce,
+    log_mean_exp,
+    mean_and_error,
+    pareto_shape,
+    pareto_tail,
+)
+from benchmark.noise import Noise
+from benchmark.record import SUMMARY, TRUTH
+
+Rows = NDArray[np.int64]
+
+ACTIVE = 0.01  # variance of the posterior mean from which a unit is active (Burda et al. 2016)
+BAD_SHAPE = 0.7  # Pareto shape above which importance sampling fails (Vehtari et al. 2024)
+NOTHING = 0.05  # nats per sentence that count as none, in a rate or in what is read
+MI_BATCH = 32  # He et al. (2019) cut their mixtures by this batch size
+MI_MOST = 10_000  # sentences in the whole-split mixture; it costs their square
+TOKENS = {"cpu": 2**15, "cuda": 2**18}  # that a decoder scores at once: bounds memory
+
+
+class SplitLike(Protocol):
+    """What the evaluator needs of a split."""
+
+    name: str
+
+    @property
+    def lengths(self) -> NDArray[np.integer]:
+        """[N], predicted tokens of each sentence, `</s>` included."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Rows) -> Batch:
+        """These sentences, in this order, on the CPU."""
+        ...
+
+
+class Stopped(Exception):
+    """The evaluation was asked to stop; nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on an evaluation: samples (or candidates) x sentences."""
+
+    elbo_samples: int  # for each sentence of the split
+    nll_samples: int
+    nll_sentences: int | None  # None: the whole split
+    read_candidates: int
+    read_sentences: int
+
+    @classmethod
+    def final(cls, settings: Evaluation) -> "Effort":
+        """What a result is measured with."""
+        return cls(
+            elbo_samples=settings.elbo_samples,
+            nll_samples=settings.nll_samples,
+            nll_sentences=settings.nll_sentences,
+            read_candidates=settings.read_candidates,
+            read_sentences=settings.read_sentences,
+        )
+
+    @classmethod
+    def validation(cls, settings: Evaluation) -> "Effort":
+        """What an epoch's end can afford: one sample for the ELBO, as in the literature."""
+        return cls(
+            elbo_samples=1,
+            nll_samples=settings.valid_nll_samples,
+            nll_sentences=settings.valid_nll_sentences,
+            read_candidates=settings.valid_read_candidates,
+            read_sentences=settings.valid_read_sentences,
+        )
+
+
+@dataclass
+class Report:
+    """What an evaluation found.
+
+    summary: the record's SUMMARY, of which nll_gap, elbo_gap and truth_mi only where the truth is
+    known, and nll@name for each further prior. None where a metric has no meaning, and then
+    notes[key] says why; a NaN is a diverged model's.
+    units: [U] each: kl, its mean; variance_of_mean, unbiased, over sentences; mean_of_variance.
+    sentences: [N] each: index, length, neg_elbo, kl, nll (NaN outside the subset).
+    temperature: the critic's of i_read, to be fitted on validation and handed in on test.
+    """
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    units: dict[str, Array] = field(default_factory=dict)
+    sentences: dict[str, NDArray] = field(default_factory=dict)
+    temperature: float | None = None
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """The summary without its words."""
+        return {key: v for key, v in self.summary.items() if not isinstance(v, str)}
+
+    @property
+    def estimators(self) -> dict[str, str]:
+        """How a metric was estimated, where its name alone does not say."""
+        found = self.summary
+        iwae = f"iwae K={found['nll_samples']} n={found['nll_sentences']}"
+        return {
+            **dict.fromkeys(("nll", "nll_se", "ppl", "nll_gap"), iwae),
+            "mi": f"mixture n={found['mi_n']}",
+            "mi_loo": f"mixture, own left out, n={found['mi_n']}",
+            "mi_batch32": f"mixture n={MI_BATCH}",
+        }
+
+    def null(self, reason: str, *keys: str) -> None:
+        """Say that these metrics have no meaning here, and why."""
+        self.summary.update(dict.fromkeys(keys))
+        self.notes.update(dict.fromkeys(keys, reason))
+
+
+def evaluate(
+    model: LatentModel,
+    split: SplitLike,
+    effort: Effort,
+    *,
+    device: torch.device | None = None,
+    autocast: AbstractContextManager | None = None,
+    exact_nll: Array | None = None,
+    truth_mi: float | None = None,
+    temperature: float | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Report:
+    """Measure `model` on `split`.
+
+    exact_nll: [N] and truth_mi, where the data's truth is known. temperature: of i_read's critic;
+    None fits it on this split, which is slightly optimistic: only a test result whose temperature
+    comes from validation is a bound. Raises Stopped between batches once `stop_requested()`.
+    """
+    if len(split) == 0:
+        raise ValueError(f"the {split.name} split has no sentence to evaluate on")
+    report = Report()
+    with _untouched(model), torch.no_grad(), autocast or nullcontext():
+        look = _Look(model, split, device or torch.device("cpu"), stop_requested, report)
+        whole = _whole_split(look, effort.elbo_samples)
+        if model.latent == "none":
+            _without_latents(look, whole)
+        else:
+            _importance_weighted(look, whole, effort)
+            _information(look, whole)
+            _reading(look, whole, effort, temperature)
+    _perplexity(look)
+    _truth(look, exact_nll, truth_mi)
+    report.summary["verdict"] = _verdict(report.summary)
+    assert SUMMARY.keys() - TRUTH <= report.summary.keys()
+    return report
+
+
+@contextmanager
+def _untouched(model: LatentModel) -> Iterator[None]:
+    """Evaluation mode inside; every module's mode and all random states as before, after."""
+    modes = [(module, module.training) for module in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def generator(split: str, purpose: str) -> np.random.Generator:
+    """A generator fixed by the split's name and what it is for: the same for every method."""
+    return np.random.default_rng([crc32(split.encode()), crc32(purpose.encode())])
+
+
+def subset(split: SplitLike, purpose: str, size: int | None) -> Rows:
+    """[n] rows of the fixed random subset, in rising order; a smaller one is part of a larger."""
+    order = generator(split.name, purpose).permutation(len(split))
+    return np.sort(order[:size])
+
+
+def by_length(split: SplitLike, rows: Rows) -> Iterator[tuple[int, Rows]]:
+    """(tokens, rows of that length), shortest first."""
+    lengths = np.asarray(split.lengths)[rows]
+    for length in np.unique(lengths):
+        yield int(length), rows[lengths == length]
+
+
+@dataclass
+class _Look:
+    """One evaluation under way: what all of its passes share."""
+
+    model: LatentModel
+    split: SplitLike
+    device: torch.device
+    stop_requested: Callable[[], bool]
+    report: Report
+
+    @property
+    def rows(self) -> Rows:
+        return np.arange(len(self.split))
+
+    def ask(self) -> None:
+        """Raise Stopped if that is wanted."""
+        if self.stop_requested():
+            raise Stopped
+
+    def room(self, tokens: int) -> int:
+        """How many of something that costs so many tokens go through the decoder at once."""
+        return max(1, TOKENS[self.device.type] // tokens)
+
+    def batches(self, rows: Rows, size: int) -> Iterator[tuple[Rows, Batch]]:
+        """Rows and their batches on the device, `size` at a time."""
+        for start in range(0, len(rows), size):
+            self.ask()
+            part = rows[start : start + size]
+            batch = self.split.batch(part)
+            if self.device.type == "cuda":
+                batch = batch.pin()
+            yield part, self.with_noise(batch.to(self.device, non_blocking=True), part)
+
+    def index(self, places: Rows) -> Tensor:
+        """Places as an index into what lies on the device."""
+        return torch.as_tensor(places, device=self.device)
+
+    def with_noise(self, batch: Batch, rows: Rows, first: int = 0) -> Batch:
+        """The batch of these rows, about to draw samples `first` on."""
+        return batch.but(noise=Noise(self.split.name, self.index(rows), first))
+
+
+class _Columns:
+    """Scores by sentence, kept where they were computed and fetched once."""
+
+    def __init__(self) -> None:
+        self.rows: list[Rows] = []
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def add(self, rows: Rows, **scores: Tensor) -> None:
+        """Scores [B, ...] of these rows."""
+        self.rows.append(rows)
+        for name, score in scores.items():
+            self.parts.setdefault(name, []).append(score)
+
+    @property
+    def order(self) -> Rows:
+        """What sorts by row what was added."""
+        return np.argsort(np.concatenate(self.rows))
+
+    def fetch(self) -> dict[str, Array]:
+        """[n, ...] by name, in float64, in rising order of the rows."""
+        return {
+            name: torch.cat(parts).double().cpu().numpy()[self.order]
+            for name, parts in self.parts.items()
+        }
+
+
+class _Moments:
+    """Streamed statistics of posterior means and variances.
+
+    A channel's variance over sentences is taken within each step, over the sentences that reach
+    it, and pooled over steps by degrees of freedom: pooling (sentence, step) pairs would take a
+    mean that only moves with the step for signal. A global code has one step.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # [4, T, U]: count, mean, squared mean, variance
+
+    def add(self, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> None:
+        """A batch's [B, U], or [B, T, U] with mask [B, T]."""
+        if mask is None:
+            mean, variance = mean[:, None], variance[:, None]
+            mask = mean.new_ones(mean.shape[:2], dtype=torch.bool)
+        mean = mean.double()
+        terms = torch.stack([torch.ones_like(mean), mean, mean**2, variance.double()])
+        sums = terms.masked_fill(~mask[..., None], 0).sum(1)
+        if self.sums is not None:
+            steps = max(self.sums.shape[1], sums.shape[1])
+            longer = [pad(s, (0, 0, 0, steps - s.shape[1])) for s in (self.sums, sums)]
+            sums = longer[0] + longer[1]
+        self.sums = sums
+
+    def fetch(self) -> tuple[Array, Array] | None:
+        """(variance of the mean, mean of the variance), [U] each; None if there was nothing."""
+        if self.sums is None:
+            return None
+        count, mean, square, variance = self.sums.cpu().numpy()
+        within = np.maximum(square - mean**2 / np.maximum(count, 1), 0).sum(0)
+        freedom = np.maximum(count - 1, 0).sum(0)
+        spread = np.divide(within, freedom, out=np.full_like(within, np.nan), where=freedom > 0)
+        return spread, variance.sum(0) / count.sum(0)
+
+
+@dataclass
+class _Whole:
+    """What every sentence of the split scored: [N], but codes [N, ...]."""
+
+    neg_elbo: Array
+    codes: Tensor | None  # sample 0; not kept of a model with a code for each step
+    gaussian: tuple[Array, Array] | None  # see _gaussian
+
+
+def _whole_split(look: _Look, samples: int) -> _Whole:
+    """ELBO, units and z-gain in one pass. Sentences of one length are taken together, so that
+    partners' codes are at hand and codes with a step for each token need never all be kept."""
+    model, report = look.model, look.report
+    columns, gains, moments = _Columns(), _Columns(), _Moments()
+    codes: list[Tensor] = []
+    shuffle = generator(look.split.name, "partners")
+    for length, rows in by_length(look.split, look.rows):
+        scored: list[tuple[Rows, Batch, Tensor]] = []
+        drawn: list[Tensor] = []
+        for part, batch in look.batches(rows, look.room(samples * length)):
+            draw = model.draw(batch, samples)
+            scores = {"rec": -draw.log_px.double().mean(1), "kl": draw.kl}
+            if draw.z is not None:
+                own = draw.z[:, 0]
+                posterior = model.posterior(look.with_noise(batch, part))
+                if posterior is not None:
+                    moments.add(*posterior)
+                    if len(posterior) == 2:
+                        scores["sampled"], scores["mean"] = _gaussian(own, *posterior)
+                drawn.append(own)
+                scored.append((part, batch, draw.log_px[:, 0]))
+            columns.add(part, **scores)
+        if not drawn:
+            continue
+        code = torch.cat(drawn)
+        if model.latent != "sequence":
+            codes.append(code)
+        if len(rows) == 1:
+            continue
+        cycle = shuffle.permutation(len(rows))
+        partner = np.empty_like(cycle)
+        partner[cycle] = np.roll(cycle, 1)  # one cycle through all: nobody is his own partner
+        for part, batch, log_px in scored:
+            look.ask()
+            other = code[partner[np.searchsorted(rows, part)]][:, None]
+            with_other = model.log_px(look.with_noise(batch, part), other)[:, 0]
+            gains.add(part, gain=log_px.double() - with_other.double())
+
+    found = columns.fetch()
+    neg_elbo = found["rec"] + found["kl"].sum(1)
+    report.sentences = {
+        "index": look.rows,
+        "length": np.asarray(look.split.lengths),
+        "neg_elbo": neg_elbo,
+        "kl": found["kl"].sum(1),
+        "nll": np.full(len(look.split), np.nan),
+    }
+    units = found["kl"].mean(0)
+    spread, noise = moments.fetch() or (np.full_like(units, np.nan),) * 2
+    report.units = {"kl": units, "variance_of_mean": spread, "mean_of_variance": noise}
+
+    summary = report.summary
+    summary.update(latent=model.latent, units=model.units)
+    for name, values in (("rec", found["rec"]), ("kl", found["kl"].sum(1)), ("neg_elbo", neg_elbo)):
+        summary[name] = float(values.mean())
+    if np.isnan(neg_elbo).all() and not np.isnan(found["rec"]).any():
+        report.null("prior or posterior has no density", "kl", "neg_elbo")
+    if moments.sums is None:
+        report.null("the posterior has no mean and variance", "au")
+    else:
+        summary["au"] = int((spread >= ACTIVE).sum())
+    if gains.rows:
+        gain = gains.fetch()["gain"]
+        summary["z_gain"], summary["z_gain_se"] = mean_and_error(gain)
+        summary["z_gain_n"] = len(gain)
+    else:
+        report.null("no two sentences have one length", "z_gain", "z_gain_se", "z_gain_n")
+    return _Whole(
+        neg_elbo=neg_elbo,
+        codes=torch.cat(codes)[columns.order] if codes else None,
+        gaussian=(found["sampled"], found["mean"]) if "sampled" in found else None,
+    )
+
+
+def _gaussian(z: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] each: log N(z; mean, variance), and its mean over z, which is the negative entropy."""
+    z, mean, variance = z.double(), mean.double(), variance.double()
+    volume = (2 * math.pi * variance).log()
+    sampled = -0.5 * (volume + (z - mean) ** 2 / variance).sum(1)
+    return sampled, -0.5 * (volume + 1).sum(1)
+
+
+def _without_latents(look: _Look, whole: _Whole) -> None:
+    """The negative log-likelihood of a model without latents is what it scored: exact."""
+    report = look.report
+    report.sentences["nll"] = whole.neg_elbo
+    report.summary["nll"], report.summary["nll_se"] = mean_and_error(whole.neg_elbo)
+    report.summary["nll_sentences"] = len(look.split)
+    report.null("nll is exact: nothing is sampled", "nll_samples", "nll_half", "ess", "khat_bad")
+    report.null(
+        "the model has no latent variable",
+        *("kl", "mi", "mi_n", "mi_loo", "mi_batch32", "au"),
+        *("z_gain", "z_gain_se", "z_gain_n", "i_read", "i_read_se"),
+    )
+
+
+def _importance_weighted(look: _Look, whole: _Whole, effort: Effort) -> None:
+    """The importance-weighted NLL (Burda et al. 2016) on a fixed random subset, carried to the
+    whole split by the ELBO as a control variate, and how far its weights can be trusted."""
+    report, samples = look.report, effort.nll_samples
+    chosen = subset(look.split, "nll", effort.nll_sentences)
+    rows: list[Rows] = []
+    parts: list[dict[str, Array]] = []
+    for length, same in by_length(look.split, chosen):
+        for part, batch in look.batches(same, look.room(samples * length)):
+            rows.append(part)
+            parts.append(_trust(_log_weights(look, part, batch, samples)))
+    order = np.argsort(np.concatenate(rows))
+    found = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+    summary = report.summary
+    summary.update(nll_samples=samples, nll_sentences=len(chosen))
+    for name in found.keys() - {"ess", "khat"}:
+        summary[name], error = controlled_mean(whole.neg_elbo, chosen, found[name])
+        if name == "nll":
+            summary["nll_se"] = error
+    report.sentences["nll"][chosen] = found["nll"]
+    summary["ess"] = float(found["ess"].mean())
+    if "khat" in found:
+        summary["khat_bad"] = float((found["khat"] > BAD_SHAPE).mean())
+    else:
+        report.null(f"the weights of {samples} samples have too short a tail", "khat_bad")
+    if "nll_half" not in found:
+        report.null("one sample has no half", "nll_half")
+    if len(look.split) == 1:
+        report.null("one sentence has no spread", "nll_se")
+    if np.isnan(found["nll"]).all() and not math.isnan(summary["rec"]):
+        report.null(
+            "prior or posterior has no density",
+            *("nll", "nll_se", "nll_samples", "nll_sentences", "nll_half", "ess", "khat_bad"),
+        )
+
+
+def _log_weights(look: _Look, rows: Rows, batch: Batch, samples: int) -> dict[str, Array]:
+    """[B, K], log p(x, z_k) - log q(z_k|x) under each of the model's priors, drawn in slices of
+    what the decoder has room for."""
+    slices: dict[str, list[Tensor]] = {}
+    size = look.room(batch.targets.numel())
+    for first in range(0, samples, size):
+        look.ask()
+        noisy = look.with_noise(batch, rows, first)
+        draw = look.model.draw(noisy, min(size, samples - first))
+        rest = draw.log_px.double() - draw.log_qz.double()
+        slices.setdefault("nll", []).append(rest + draw.log_pz.double())
+        for name, log_pz in draw.log_pz_alt.items():
+            slices.setdefault(f"nll@{name}", []).append(rest + log_pz.double())
+    return {name: torch.cat(some, dim=1).cpu().numpy() for name, some in slices.items()}
+
+
+def _trust(log_weights: dict[str, Array]) -> dict[str, Array]:
+    """[B] each: the NLL under each prior, that at half the samples, and the model's own prior's
+    effective sample size and tail."""
+    own = log_weights["nll"]
+    samples = own.shape[1]
+    found = {name: -log_mean_exp(weights) for name, weights in log_weights.items()}
+    found["ess"] = effective_share(own)
+    if samples > 1:
+        found["nll_half"] = -log_mean_exp(own[:, : samples // 2])
+    if pareto_tail(samples) >= 5:
+        found["khat"] = pareto_shape(own)
+    return found
+
+
+def _information(look: _Look, whole: _Whole) -> None:
+    """I(x; z) under q, by mixtures of posteriors (Hoffman and Johnson 2016): of the whole split,
+    of all but the sentence's own, and of batches of 32 (He et al. 2019).
+
+    The density of a code under its own posterior is sampled, not averaged, in the first two, so
+    that no sentence's term, let alone the mean, exceeds ln N. In He et al.'s it is the analytic
+    mean, as theirs is, where the posterior is Gaussian.
+    """
+    model, report = look.model, look.report
+    rows = subset(look.split, "mi", MI_MOST)
+    n = len(rows)
+    keys = ("mi", "mi_n", "mi_loo", "mi_batch32")
+    if whole.codes is None:
+        return report.null(model.why_no_log_q, *keys)
+    if n == 1:
+        return report.null("one sentence has no mixture", *keys)
+    codes = whole.codes[look.index(rows)]
+    own = codes.new_zeros(n, dtype=torch.float64)
+    nearby, others = torch.zeros_like(own), torch.full_like(own, -torch.inf)
+    for _, same in by_length(look.split, rows):
+        for part, batch in look.batches(same, MI_BATCH):
+            log_q = model.log_q(codes, batch)  # [N, B]
+            if log_q is None:
+                return report.null(model.why_no_log_q, *keys)
+            here = look.index(np.searchsorted(rows, part))
+            block = log_q[here].double()
+            own[here] = block.diagonal()
+            nearby[here] = block.logsumexp(1) - math.log(len(part))
+            itself = (here, torch.arange(len(part), device=look.device))
+            rest = log_q.double().index_put(itself, own.new_tensor(-torch.inf))
+            others = torch.logaddexp(others, rest.logsumexp(1))
+
+    mi = float((own - torch.logaddexp(others, own)).mean()) + math.log(n)
+    report.summary.update(mi=mi, mi_n=n)
+    if mi > 0.9 * math.log(n):
+        report.null("mi is near ln mi_n, where leaving one out means nothing", "mi_loo")
+    else:
+        report.summary["mi_loo"] = float((own - others).mean()) + math.log(n - 1)
+    own, nearby = own.cpu().numpy(), nearby.cpu().numpy()
+    if whole.gaussian is not None:
+        sampled, mean = (scores[rows] for scores in whole.gaussian)
+        # posterior() may be of another family, or whitened by a learned prior; then these differ
+        if np.allclose(sampled, own, rtol=0.01, atol=0.1):
+            own = mean
+    report.summary["mi_batch32"] = float((own - nearby).mean())
+
+
+def _reading(look: _Look, whole: _Whole, effort: Effort, temperature: float | None) -> None:
+    """What the decoder provably reads: InfoNCE (van den Oord et al. 2018) with its own score as
+    the critic. Candidates are any other sentences' codes; where a code has a step for each token,
+    those of sentences of the same length, as many as there are, and a sentence without is left
+    out. The standard error takes sentences for independent, though they share candidates."""
+    model, report = look.model, look.report
+    chosen = subset(look.split, "read", effort.read_sentences)
+    choose = generator(look.split.name, "candidates")
+    found: list[Array] = []
+    for length, same in by_length(look.split, chosen):
+        if whole.codes is None:
+            pool = np.flatnonzero(np.asarray(look.split.lengths) == length)
+        else:
+            pool = look.rows
+        k = min(effort.read_candidates, len(pool))
+        if k < 2:
+            continue
+        table = pool[_candidates(np.searchsorted(pool, same), len(pool), k, choose)]  # [n, K]
+        codes = whole.codes
+        if codes is None:
+            needed, table = np.unique(table, return_inverse=True)
+            batches = look.batches(needed, look.room(length))
+            codes = torch.cat([_first_codes(model.draw(batch)) for _, batch in batches])
+        for part, batch in look.batches(same, look.room(k * length)):
+            candidates = codes[look.index(table[np.searchsorted(same, part)])]
+            scores = np.full((len(part), effort.read_candidates), -np.inf)
+            scores[:, :k] = model.log_px(batch, candidates).double().cpu().numpy()
+            found.append(scores)
+    if not found:
+        return report.null("no sentence has a candidate beside itself", "i_read", "i_read_se")
+    scores = np.concatenate(found)
+    report.temperature = fit_temperature(scores) if temperature is None else temperature
+    read = info_nce(scores, report.temperature)
+    report.summary["i_read"], report.summary["i_read_se"] = mean_and_error(read)
+
+
+def _first_codes(draw: Draw) -> Tensor:
+    """[B, ...], sample 0 of each sentence."""
+    assert draw.z is not None
+    return draw.z[:, 0]
+
+
+def _candidates(own: Rows, pool: int, k: int, rng: np.random.Generator) -> Rows:
+    """[n, K] places in a pool: one's own first, then K - 1 others without repetition."""
+    others = np.stack([rng.choice(pool - 1, k - 1, replace=False) for _ in own])
+    return np.concatenate([own[:, None], others + (others >= own[:, None])], axis=1)
+
+
+def _perplexity(look: _Look) -> None:
+    """exp(nll per predicted token): `</s>` is counted, `<s>` is not."""
+    summary, nll = look.report.summary, look.report.summary["nll"]
+    if nll is None:
+        return look.report.null(look.report.notes["nll"], "ppl")
+    per_token = nll * len(look.split) / float(np.sum(look.split.lengths))
+    if per_token > 700:
+        return look.report.null("exp(nll per token) is beyond any float", "ppl")
+    summary["ppl"] = math.exp(per_token)
+
+
+def _truth(look: _Look, exact_nll: Array | None, truth_mi: float | None) -> None:
+    """How far from the truth: less the mean exact NLL of the same sentences, the whole split's."""
+    report = look.report
+    if truth_mi is not None:
+        report.summary["truth_mi"] = truth_mi
+    if exact_nll is None:
+        return
+    for key, of in (("nll_gap", "nll"), ("elbo_gap", "neg_elbo")):
+        if report.summary[of] is None:
+            report.null(report.notes[of], key)
+        else:
+            report.summary[key] = report.summary[of] - float(np.mean(exact_nll))
+
+
+def _verdict(summary: dict[str, Any]) -> str:
+    """Whether the decoder reads the code: one of none, collapsed, idle, read, unclear."""
+    kl, read, error = (summary.get(key) for key in ("kl", "i_read", "i_read_se"))
+    if summary["latent"] == "none":
+        return "none"
+    if kl is not None and kl < NOTHING:
+        return "collapsed"
+    if read is not None and error is not None:
+        if read + 2 * error < NOTHING:
+            return "idle"
+        if read - 2 * error > 0:
+            return "read"
+    return "unclear"
