@@ -13,8 +13,9 @@ Array = NDArray[np.float64]
 
 
 def log_sum_exp(values: Array) -> Array:
-    """log of the sum of exponentials over the last axis."""
-    return np.logaddexp.reduce(values, axis=-1)
+    """log of the sum of exponentials over the last axis; NaN where a value is."""
+    with np.errstate(invalid="ignore"):
+        return np.logaddexp.reduce(values, axis=-1)
 
 
 def log_mean_exp(log_weights: Array) -> Array:

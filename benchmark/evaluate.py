@@ -162,8 +162,9 @@ def evaluate(
     if len(split) == 0:
         raise ValueError(f"the {split.name} split has no sentence to evaluate on")
     report = Report()
-    with _untouched(model), torch.no_grad(), autocast or nullcontext():
-        look = _Look(model, split, device or torch.device("cpu"), stop_requested, report)
+    device = device or torch.device("cpu")
+    with _untouched(model, device), torch.no_grad(), autocast or nullcontext():
+        look = _Look(model, split, device, stop_requested, report)
         whole = _whole_split(look, effort.elbo_samples)
         if model.latent == "none":
             _without_latents(look, whole)
@@ -179,11 +180,11 @@ def evaluate(
 
 
 @contextmanager
-def _untouched(model: LatentModel) -> Iterator[None]:
+def _untouched(model: LatentModel, device: torch.device) -> Iterator[None]:
     """Evaluation mode inside; every module's mode and all random states as before, after."""
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             model.eval()
             yield
