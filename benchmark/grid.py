@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,11 @@ def _deviations(node: Any) -> Any:
     """`node` in JSON's types; of a dataclass only the fields that leave their neutral default."""
     if isinstance(node, DictConfig):
         cls = OmegaConf.get_type(node)
-        neutral = OmegaConf.structured(cls) if is_dataclass(cls) else {}
-        values = {key: _value(node, key) for key in node}
+        neutral = _neutral(cls) if is_dataclass(cls) else {}
         return {
             key: value
-            for key, value in values.items()
-            if key not in neutral or not _same(value, _value(neutral, key))
+            for key, value in _values(node).items()
+            if key not in neutral or not _same(value, neutral[key])
         }
     if isinstance(node, ListConfig):
         return [_deviations(item) for item in node]
@@ -71,8 +71,14 @@ def _deviations(node: Any) -> Any:
     return node
 
 
-def _value(node: Any, key: Any) -> Any:
-    return "???" if OmegaConf.is_missing(node, key) else _deviations(node[key])
+def _values(node: DictConfig) -> dict[Any, Any]:
+    missing = OmegaConf.is_missing
+    return {key: "???" if missing(node, key) else _deviations(node[key]) for key in node}
+
+
+@cache
+def _neutral(cls: type) -> dict[Any, Any]:
+    return _values(OmegaConf.structured(cls))
 
 
 def _same(a: Any, b: Any) -> bool:

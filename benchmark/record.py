@@ -209,8 +209,8 @@ class Metrics:
     "backwards"} lines, appended. A line that a dying writer tore is cut off on opening."""
 
     def __init__(self, path: Path, check: Callable[[], None]) -> None:
-        self._check = check
-        self._file = path.open("ab")
+        self.path, self._check = path, check
+        path.touch()
         self.cut(path.read_bytes().rfind(b"\n") + 1)
 
     def add(
@@ -238,27 +238,23 @@ class Metrics:
             }
             for metric, value in values.items()
         ]
-        self._file.write(b"".join(_json(line, indent=None) for line in lines))
-        self._file.flush()
+        with self.path.open("ab") as file:
+            file.write(b"".join(_json(line, indent=None) for line in lines))
 
     @property
     def offset(self) -> int:
         """Bytes so far, all of them on disk: what a checkpoint keeps."""
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        sync(self.path)
+        return self.path.stat().st_size
 
     def cut(self, offset: int) -> None:
         """Forget what was written behind `offset`. Raises ValueError if there is less."""
-        size = os.fstat(self._file.fileno()).st_size
+        size = self.path.stat().st_size
         if size < offset:
-            raise ValueError(f"{self._file.name} has {size} bytes, fewer than the {offset} kept")
+            raise ValueError(f"{self.path} has {size} bytes, fewer than the {offset} of before")
         if size > offset:
             self._check()
-            self._file.truncate(offset)
-
-    def close(self) -> None:
-        """End appending."""
-        self._file.close()
+            os.truncate(self.path, offset)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
