@@ -6,16 +6,23 @@ gradient is well above rounding and every gate is at work.
 """
 
 import math
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark import objectives
-from benchmark.api import BOS, EOS, PAD, SPECIALS, Batch
+from benchmark import evaluate, objectives
+from benchmark.api import BOS, EOS, PAD, SPECIALS, Batch, Draw, Recipe
+from benchmark.config import Budget, Optimiser
 from benchmark.models import GaussianVAE, LanguageModel, LSTMDecoder, LSTMEncoder
 from benchmark.noise import Noise
+from benchmark.record import RunDirectory
+from benchmark.task import CellTask
+from benchmark.train import Trainer
 from tests import textbook
 from tests.textbook import TextbookLM, TextbookVAE
 
@@ -67,6 +74,30 @@ def as_batch(rows: list[Tensor], noise: Noise | None = None) -> Batch:
     )
 
 
+@dataclass
+class Kept:
+    """A split that is held in memory and remembers which rows it was asked for."""
+
+    rows: list[Tensor]
+    name: str = "test"
+    asked: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row) - 1 for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        self.asked.append(indices)
+        return as_batch([self.rows[i] for i in indices])
+
+    def stack(self, indices: np.ndarray) -> Tensor:
+        """[B, L], what the textbook is given of sentences of one length."""
+        return torch.stack([self.rows[i] for i in indices])
+
+
 def loud(model: nn.Module, scale: float = 0.3) -> None:
     """Weights that make latents, gates and words matter."""
     with torch.no_grad():
@@ -90,17 +121,31 @@ def copy_weights(source: nn.Module, target: nn.Module, names: dict[str, str]) ->
 
 
 def both(
-    vocab: int = VOCAB, embedding: int = EMBEDDING, hidden: int = HIDDEN, latent: int = LATENT
+    vocab: int = VOCAB,
+    embedding: int = EMBEDDING,
+    hidden: int = HIDDEN,
+    latent: int = LATENT,
+    dropout: float = 0.0,
 ) -> tuple[TextbookVAE, GaussianVAE]:
     """The textbook's model and the harness's with the same weights."""
-    theirs = TextbookVAE(vocab, embedding, hidden, latent, dropout=0.0)
+    theirs = TextbookVAE(vocab, embedding, hidden, latent, dropout)
     loud(theirs, scale=0.3 * math.sqrt(HIDDEN / hidden))
     sizes = {"vocab_size": vocab, "embedding": embedding, "hidden": hidden, "latent": latent}
-    ours = GaussianVAE(LSTMEncoder(**sizes), LSTMDecoder(**sizes, dropout=0.0))
+    ours = GaussianVAE(LSTMEncoder(**sizes), LSTMDecoder(**sizes, dropout=dropout))
     copy_weights(theirs, ours, NAMES)
     return theirs, ours
 
 
+def both_language_models() -> tuple[TextbookLM, LanguageModel]:
+    theirs = TextbookLM(VOCAB, EMBEDDING, HIDDEN, dropout=0.0)
+    loud(theirs)
+    sizes = {"vocab_size": VOCAB, "embedding": EMBEDDING, "hidden": HIDDEN, "latent": 0}
+    ours = LanguageModel(LSTMDecoder(**sizes, dropout=0.0))
+    copy_weights(theirs, ours, DECODER_NAMES)
+    return theirs, ours
+
+
+@torch.no_grad()
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Euclidean norm of the difference over that of the reference."""
     assert ours.shape == theirs.shape and float(theirs.norm()) > 0
@@ -263,9 +308,9 @@ def compare_losses(theirs: TextbookVAE, ours: GaussianVAE, rows: list[Tensor]) -
     expected, rec, kl = (torch.cat(values) for values in zip(*each, strict=True))
     expected.mean().backward()
     return gradients(theirs, ours, NAMES) | {
-        "loss": relative(loss.detach(), expected.mean().detach()),
-        "rec": relative(-draw.log_px[:, 0].detach(), rec.detach()),
-        "kl": relative(draw.kl.sum(-1).detach(), kl.detach()),
+        "loss": relative(loss, expected.mean()),
+        "rec": relative(-draw.log_px[:, 0], rec),
+        "kl": relative(draw.kl.sum(-1), kl),
     }
 
 
@@ -292,17 +337,13 @@ def test_loss_and_every_gradient_at_the_start_of_training():
 
 
 def test_language_model_and_every_gradient():
-    theirs = TextbookLM(VOCAB, EMBEDDING, HIDDEN, dropout=0.0)
-    loud(theirs)
-    sizes = {"vocab_size": VOCAB, "embedding": EMBEDDING, "hidden": HIDDEN, "latent": 0}
-    ours = LanguageModel(LSTMDecoder(**sizes, dropout=0.0))
-    copy_weights(theirs, ours, DECODER_NAMES)
+    theirs, ours = both_language_models()
     rows = sentences(UNEQUAL)
     draw = ours.draw(batch := as_batch(rows))
     objectives.negative_elbo(draw, batch, 0).backward()
     each = torch.cat([theirs.loss(row[None]) for row in rows])
     each.mean().backward()
-    assert relative(-draw.log_px[:, 0].detach(), each.detach()) < 1e-5
+    assert relative(-draw.log_px[:, 0], each) < 1e-5
     found = gradients(theirs, ours, DECODER_NAMES)
     assert all(value < 1e-5 for value in found.values()), found
 
@@ -323,3 +364,140 @@ def test_several_codes_a_sentence_and_their_densities():
     codes = draw.z[:, 0]
     columns = [textbook.log_normal(codes, *theirs.encoder(row[None])) for row in rows]
     assert relative(ours.log_q(codes, batch), torch.stack(columns, dim=1)) < 1e-5
+
+
+def annealed(draw: Draw, batch: Batch, t: int) -> Tensor:
+    weight = objectives.linear_ramp(t, 40, start=0.1)
+    return objectives.reconstruction(draw) + weight * objectives.rate(draw)
+
+
+def trainer_on(split: Kept, model: GaussianVAE, budget: Budget, directory: RunDirectory) -> Trainer:
+    """The harness's trainer, on batches of `budget.batch_size` rows in a row."""
+    batches = list(np.arange(len(split)).reshape(-1, budget.batch_size))
+    task = CellTask(
+        vocab_size=VOCAB,
+        mean_length=float(split.lengths.mean()),
+        max_length=int(split.lengths.max()),
+        n_train=len(split),
+        batch_size=budget.batch_size,
+        steps_per_epoch=len(batches),
+        steps=len(batches),
+        embedding=EMBEDDING,
+        hidden=HIDDEN,
+        latent=LATENT,
+        dropout=0.0,
+    )
+    with closing(directory.metrics()) as metrics:  # nothing is recorded within an epoch
+        return Trainer(
+            Recipe(model=model, objective=annealed),
+            task,
+            budget,
+            split,
+            batches,
+            seed=0,
+            device=torch.device("cpu"),
+            autocast=nullcontext,
+            validate=lambda: ({}, {}),
+            directory=directory,
+            metrics=metrics,
+        )
+
+
+@pytest.mark.parametrize("optimiser", Optimiser)
+def test_twenty_steps_of_training(optimiser, tmp_path):
+    """The trainer's own loop, clipped at 5, against the textbook's on the same batches."""
+    theirs, ours = both()
+    start = {name: p.detach().clone() for name, p in theirs.named_parameters()}
+    split = Kept(sentences([2] * 8 * 15 + [25] * 8 * 15))
+    rate = {Optimiser.sgd: 1.0, Optimiser.adam: 3e-3}[optimiser]
+    budget = Budget(
+        name="test",
+        batch_size=8,
+        optimiser=optimiser,
+        learning_rate=rate,
+        clip=5.0,
+        select="nll",
+    )
+    torch.manual_seed(1)
+    trainer = trainer_on(split, ours, budget, RunDirectory(tmp_path))
+    assert trainer.train(20, lambda: False, save_every=math.inf)
+
+    kind = {Optimiser.sgd: torch.optim.SGD, Optimiser.adam: torch.optim.Adam}[optimiser]
+    by_the_book = kind(theirs.parameters(), lr=rate)
+    torch.manual_seed(1)
+    assert len(split.asked) == 20
+    for t, indices in enumerate(split.asked):
+        eps = torch.randn(len(indices), 1, LATENT)[:, 0]
+        weight = 0.1 + 0.9 * t / 40
+        textbook.train_step(theirs, by_the_book, split.stack(indices), eps, weight, clip=5.0)
+
+    measured = {name: ours.get_parameter(counterpart) for name, counterpart in NAMES.items()}
+    found = differences(measured, dict(theirs.named_parameters()))
+    assert all(value < 1e-4 for value in found.values()), found
+    moved = differences(measured, start)
+    assert all(value > 1e-2 for value in moved.values()), moved  # or agreement means nothing
+
+
+# Lengths of which one fills more than a mixture of 32, and one holds a single sentence.
+MIXED = [5] * 40 + [9] * 33 + [3] + [14] * 7
+SAMPLES, CODES = 3, 23  # of the ELBO; of the importance weights
+
+
+@pytest.mark.parametrize("tokens", [2**15, 50], ids=["roomy", "cramped"])
+def test_metrics(tokens, monkeypatch):
+    """Every metric, however little room the decoder has, from the same noise."""
+    monkeypatch.setitem(evaluate.TOKENS, "cpu", tokens)
+    theirs, ours = both(dropout=0.5)  # which the harness itself must turn off
+    theirs.eval()
+    with torch.no_grad():
+        theirs.encoder.linear.weight[:2] *= 0.01  # two units whose means hardly move
+        theirs.encoder.linear.weight[2:LATENT] *= 5  # and others that tell sentences apart
+    copy_weights(theirs, ours, NAMES)
+    rows = sentences(MIXED)
+    split = Kept([rows[i] for i in torch.randperm(len(rows))])
+    effort = evaluate.Effort(SAMPLES, CODES, None, read_candidates=4, read_sentences=10)
+    report = evaluate.evaluate(ours, split, effort)
+
+    places = [np.flatnonzero(split.lengths == length) for length in np.unique(split.lengths)]
+    places = [some[i : i + 32] for some in places for i in range(0, len(some), 32)]
+    batches = [split.stack(some) for some in places]
+    noise = [Noise("test", torch.as_tensor(some)).normal(SAMPLES, LATENT) for some in places]
+    bounds = [textbook.bound(theirs, batches, [eps[:, k] for eps in noise]) for k in range(SAMPLES)]
+    expected = {name: np.mean([found[name] for found in bounds]) for name in bounds[0]}
+    expected["mi_batch32"] = textbook.mutual_information(theirs, batches, [e[:, 0] for e in noise])
+    expected["au"], variance = textbook.active_units(theirs, batches)
+    rows = [row[None] for row in split.rows]
+    noise = [Noise("test", torch.tensor([i])).normal(CODES, LATENT)[0] for i in range(len(rows))]
+    nlls = [textbook.iwae_nll(theirs, r, e, chunk=10) for r, e in zip(rows, noise, strict=True)]
+    expected["nll"] = np.mean(nlls)
+    expected["ppl"] = textbook.perplexity(nlls, rows)
+    expected["mi"] = whole_mixture(theirs, rows)
+
+    assert 0 < expected["au"] < LATENT
+    measured = {name: report.summary[name] for name in expected}
+    assert measured == pytest.approx(expected, rel=1e-5)
+    assert report.sentences["nll"] == pytest.approx(np.array(nlls), rel=1e-5)
+    assert report.units["variance_of_mean"] == pytest.approx(variance.numpy(), rel=1e-5)
+
+
+@torch.no_grad()
+def whole_mixture(model: TextbookVAE, rows: list[Tensor]) -> float:
+    """I(x; z) by the mixture of all N posteriors, every code's own density sampled."""
+    mean, log_variance = (torch.cat(parts) for parts in zip(*map(model.encoder, rows), strict=True))
+    eps = Noise("test", torch.arange(len(rows))).normal(1, LATENT)[:, 0]
+    z = mean + (0.5 * log_variance).exp() * eps
+    each = textbook.log_normal(z[:, None].double(), mean.double(), log_variance.double())
+    return float((each.diagonal() - each.logsumexp(1)).mean()) + math.log(len(rows))
+
+
+def test_metrics_of_the_language_model():
+    theirs, ours = both_language_models()
+    split = Kept(sentences(MIXED))
+    effort = evaluate.Effort(1, CODES, None, read_candidates=4, read_sentences=10)
+    summary = evaluate.evaluate(ours, split, effort).summary
+    with torch.no_grad():
+        nlls = [theirs.loss(row[None]).item() for row in split.rows]
+    assert summary["nll"] == pytest.approx(np.mean(nlls), rel=1e-5)
+    assert summary["ppl"] == pytest.approx(
+        textbook.perplexity(nlls, [row[None] for row in split.rows]), rel=1e-5
+    )
