@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -271,27 +273,31 @@ def test_a_kill_at_any_instant_leaves_the_old_record_or_the_new(run: RunDirector
 # -- the lease -------------------------------------------------------------------------------------
 
 
-def hold(path: Path, ready) -> None:
-    lease.Lease(path, "deadbeef0000", **LATE).acquire()
-    ready.set()
-    time.sleep(1000)
-
-
-def killed_holder(path: Path):
-    ready = fresh.Event()
-    child = fresh.Process(target=hold, args=(path, ready))
-    child.start()
-    assert ready.wait(60)
-    os.kill(child.pid, signal.SIGKILL)
-    return child
+HOLD = """
+import sys, time
+from pathlib import Path
+from benchmark.lease import Lease
+Lease(Path(sys.argv[1]), "deadbeef0000", 30.0, 60.0).acquire()
+print("held", flush=True)
+time.sleep(1000)
+"""
 
 
 def test_a_dead_process_is_succeeded_at_once(tmp_path: Path):
-    child = killed_holder(tmp_path)
-    started = time.monotonic()
-    with RunDirectory(tmp_path).lease(**LATE):  # the child is not even waited for: a zombie
-        assert time.monotonic() - started < 5
-    child.join()
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        child.kill()  # not waited for: a zombie, which still has a number and a start time
+        started = time.monotonic()
+        with RunDirectory(tmp_path).lease(**LATE):
+            assert time.monotonic() - started < 5
+
+
+def test_a_higher_number_is_the_lease_in_force(run: RunDirectory):
+    with run.lease(**SOON) as held:
+        (run.path / ".lease.9").touch()  # a successor that has not yet removed the older ones
+        with pytest.raises(LeaseLost):
+            held.check()
 
 
 def test_a_reused_process_number_is_another_process(tmp_path: Path):
