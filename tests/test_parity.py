@@ -6,9 +6,10 @@ gradient is well above rounding and every gate is at work.
 """
 
 import math
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,6 @@ from benchmark.api import BOS, EOS, PAD, SPECIALS, Batch, Draw, Recipe
 from benchmark.config import Budget, Optimiser
 from benchmark.models import GaussianVAE, LanguageModel, LSTMDecoder, LSTMEncoder
 from benchmark.noise import Noise
-from benchmark.record import RunDirectory
-from benchmark.task import CellTask
 from benchmark.train import Trainer
 from tests import textbook
 from tests.textbook import TextbookLM, TextbookVAE
@@ -314,6 +313,14 @@ def compare_losses(theirs: TextbookVAE, ours: GaussianVAE, rows: list[Tensor]) -
     }
 
 
+def test_harness_starts_as_he_et_al_do():
+    sizes = {"vocab_size": VOCAB, "embedding": EMBEDDING, "hidden": HIDDEN, "latent": LATENT}
+    model = GaussianVAE(LSTMEncoder(**sizes), LSTMDecoder(**sizes, dropout=0.5))
+    for name, parameter in model.named_parameters():
+        bound = 0.1 if "embed" in name else 0.01
+        assert 0.9 * bound < parameter.abs().max() <= bound, name
+
+
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL, [1]], ids=["equal", "padded", "only </s>"])
 def test_loss_and_every_gradient(lengths):
     found = compare_losses(*both(), sentences(lengths))
@@ -371,40 +378,27 @@ def annealed(draw: Draw, batch: Batch, t: int) -> Tensor:
     return objectives.reconstruction(draw) + weight * objectives.rate(draw)
 
 
-def trainer_on(split: Kept, model: GaussianVAE, budget: Budget, directory: RunDirectory) -> Trainer:
-    """The harness's trainer, on batches of `budget.batch_size` rows in a row."""
+def trainer_on(split: Kept, model: GaussianVAE, budget: Budget) -> Trainer:
+    """The harness's trainer, on batches of `budget.batch_size` rows in a row. It has nowhere to
+    record to: nothing is recorded, saved or validated within an epoch."""
     batches = list(np.arange(len(split)).reshape(-1, budget.batch_size))
-    task = CellTask(
-        vocab_size=VOCAB,
-        mean_length=float(split.lengths.mean()),
-        max_length=int(split.lengths.max()),
-        n_train=len(split),
-        batch_size=budget.batch_size,
-        steps_per_epoch=len(batches),
-        steps=len(batches),
-        embedding=EMBEDDING,
-        hidden=HIDDEN,
-        latent=LATENT,
-        dropout=0.0,
+    return Trainer(
+        Recipe(model=model, objective=annealed),
+        SimpleNamespace(steps=len(batches), steps_per_epoch=len(batches)),
+        budget,
+        split,
+        batches,
+        seed=0,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        validate=None,
+        directory=None,
+        metrics=None,
     )
-    with closing(directory.metrics()) as metrics:  # nothing is recorded within an epoch
-        return Trainer(
-            Recipe(model=model, objective=annealed),
-            task,
-            budget,
-            split,
-            batches,
-            seed=0,
-            device=torch.device("cpu"),
-            autocast=nullcontext,
-            validate=lambda: ({}, {}),
-            directory=directory,
-            metrics=metrics,
-        )
 
 
 @pytest.mark.parametrize("optimiser", Optimiser)
-def test_twenty_steps_of_training(optimiser, tmp_path):
+def test_twenty_steps_of_training(optimiser):
     """The trainer's own loop, clipped at 5, against the textbook's on the same batches."""
     theirs, ours = both()
     start = {name: p.detach().clone() for name, p in theirs.named_parameters()}
@@ -419,7 +413,7 @@ def test_twenty_steps_of_training(optimiser, tmp_path):
         select="nll",
     )
     torch.manual_seed(1)
-    trainer = trainer_on(split, ours, budget, RunDirectory(tmp_path))
+    trainer = trainer_on(split, ours, budget)
     assert trainer.train(20, lambda: False, save_every=math.inf)
 
     kind = {Optimiser.sgd: torch.optim.SGD, Optimiser.adam: torch.optim.Adam}[optimiser]
