@@ -64,7 +64,7 @@ class SplitLike(Protocol):
 
 
 class Stopped(Exception):
-    """The evaluation was asked to stop; nothing of it is left."""
+    """The evaluation was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,15 @@ class Report:
     def estimators(self) -> dict[str, str]:
         """How a metric was estimated, where its name alone does not say."""
         found = self.summary
-        iwae = f"iwae K={found['nll_samples']} n={found['nll_sentences']}"
+        likelihood = f"iwae K={found['nll_samples']} n={found['nll_sentences']}"
+        if found["latent"] == "none":
+            likelihood = "exact"
         return {
-            **dict.fromkeys(("nll", "nll_se", "ppl", "nll_gap"), iwae),
+            **dict.fromkeys(("nll", "nll_se", "ppl", "nll_gap"), likelihood),
             "mi": f"mixture n={found['mi_n']}",
             "mi_loo": f"mixture, own left out, n={found['mi_n']}",
             "mi_batch32": f"mixture n={MI_BATCH}",
+            "i_read": f"infonce tau={self.temperature}",
         }
 
     def null(self, reason: str, *keys: str) -> None:
@@ -151,13 +154,16 @@ def evaluate(
     exact_nll: Array | None = None,
     truth_mi: float | None = None,
     temperature: float | None = None,
+    finished: dict[str, dict[str, Array]] | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Measure `model` on `split`.
 
     exact_nll: [N] and truth_mi, where the data's truth is known. temperature: of i_read's critic;
     None fits it on this split, which is slightly optimistic: only a test result whose temperature
-    comes from validation is a bound. Raises Stopped between batches once `stop_requested()`.
+    comes from validation is a bound. finished: collects the importance-weighted scores of each
+    batch that is done; handed in again after a stop, with the same model, these are not computed
+    again. Raises Stopped between batches once `stop_requested()`.
     """
     if len(split) == 0:
         raise ValueError(f"the {split.name} split has no sentence to evaluate on")
@@ -169,7 +175,7 @@ def evaluate(
         if model.latent == "none":
             _without_latents(look, whole)
         else:
-            _importance_weighted(look, whole, effort)
+            _importance_weighted(look, whole, effort, {} if finished is None else finished)
             _information(look, whole)
             _reading(look, whole, effort, temperature)
     _perplexity(look)
@@ -423,7 +429,9 @@ def _without_latents(look: _Look, whole: _Whole) -> None:
     )
 
 
-def _importance_weighted(look: _Look, whole: _Whole, effort: Effort) -> None:
+def _importance_weighted(
+    look: _Look, whole: _Whole, effort: Effort, finished: dict[str, dict[str, Array]]
+) -> None:
     """The importance-weighted NLL (Burda et al. 2016) on a fixed random subset, carried to the
     whole split by the ELBO as a control variate, and how far its weights can be trusted."""
     report, samples = look.report, effort.nll_samples
@@ -432,8 +440,11 @@ def _importance_weighted(look: _Look, whole: _Whole, effort: Effort) -> None:
     parts: list[dict[str, Array]] = []
     for length, same in by_length(look.split, chosen):
         for part, batch in look.batches(same, look.room(samples * length)):
+            key = f"{look.split.name}/{samples}/{part[0]}-{part[-1]}"  # of one length: unique
+            if key not in finished:
+                finished[key] = _trust(_log_weights(look, part, batch, samples))
             rows.append(part)
-            parts.append(_trust(_log_weights(look, part, batch, samples)))
+            parts.append(finished[key])
     order = np.argsort(np.concatenate(rows))
     found = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
