@@ -127,4 +127,4 @@ def fit_temperature(scores: Array) -> float:
         method="bounded",
         options={"xatol": 1e-4},
     )
-    return math.exp(found.x) if found.fun < 0 else math.inf
+    return math.inf if found.fun >= 0 else math.exp(found.x)

@@ -180,6 +180,10 @@ def evaluate(
             _reading(look, whole, effort, temperature)
     _perplexity(look)
     _truth(look, exact_nll, truth_mi)
+    for name in ("nll", "i_read"):
+        mean, error = report.summary[name], report.summary[f"{name}_se"]
+        if error is not None and math.isnan(error) and not math.isnan(mean):
+            report.null("it rests on a single sentence", f"{name}_se")
     report.summary["verdict"] = _verdict(report.summary)
     assert SUMMARY.keys() - TRUTH <= report.summary.keys()
     return report
@@ -335,7 +339,7 @@ class _Whole:
 def _whole_split(look: _Look, samples: int) -> _Whole:
     """ELBO, units and z-gain in one pass. Sentences of one length are taken together, so that
     partners' codes are at hand and codes with a step for each token need never all be kept."""
-    model, report = look.model, look.report
+    model = look.model
     columns, gains, moments = _Columns(), _Columns(), _Moments()
     codes: list[Tensor] = []
     shuffle = generator(look.split.name, "partners")
@@ -346,7 +350,7 @@ def _whole_split(look: _Look, samples: int) -> _Whole:
             draw = model.draw(batch, samples)
             scores = {"rec": -draw.log_px.double().mean(1), "kl": draw.kl}
             if draw.z is not None:
-                own = draw.z[:, 0]
+                own = draw.z[:, 0].clone()  # a view would keep all samples
                 posterior = model.posterior(look.with_noise(batch, part))
                 if posterior is not None:
                     moments.add(*posterior)
@@ -367,30 +371,47 @@ def _whole_split(look: _Look, samples: int) -> _Whole:
         partner[cycle] = np.roll(cycle, 1)  # one cycle through all: nobody is his own partner
         for part, batch, log_px in scored:
             look.ask()
-            other = code[partner[np.searchsorted(rows, part)]][:, None]
-            with_other = model.log_px(look.with_noise(batch, part), other)[:, 0]
+            other = code[look.index(partner[np.searchsorted(rows, part)])]
+            with_other = model.log_px(look.with_noise(batch, part), other[:, None])[:, 0]
             gains.add(part, gain=log_px.double() - with_other.double())
 
     found = columns.fetch()
     neg_elbo = found["rec"] + found["kl"].sum(1)
+    _describe(look, neg_elbo, found["rec"], found["kl"], moments.fetch(), gains)
+    return _Whole(
+        neg_elbo=neg_elbo,
+        codes=torch.cat(codes)[look.index(columns.order)] if codes else None,
+        gaussian=(found["sampled"], found["mean"]) if "sampled" in found else None,
+    )
+
+
+def _describe(
+    look: _Look,
+    neg_elbo: Array,
+    rec: Array,
+    kl: Array,
+    moments: tuple[Array, Array] | None,
+    gains: _Columns,
+) -> None:
+    """Write down what one pass over the split has shown; neg_elbo and rec [N], kl [N, U]."""
+    report, summary = look.report, look.report.summary
     report.sentences = {
         "index": look.rows,
         "length": np.asarray(look.split.lengths),
         "neg_elbo": neg_elbo,
-        "kl": found["kl"].sum(1),
-        "nll": np.full(len(look.split), np.nan),
+        "kl": kl.sum(1),
+        "nll": np.full_like(neg_elbo, np.nan),
     }
-    units = found["kl"].mean(0)
-    spread, noise = moments.fetch() or (np.full_like(units, np.nan),) * 2
-    report.units = {"kl": units, "variance_of_mean": spread, "mean_of_variance": noise}
+    unknown = np.full(kl.shape[1], np.nan)
+    spread, noise = moments or (unknown, unknown)
+    report.units = {"kl": kl.mean(0), "variance_of_mean": spread, "mean_of_variance": noise}
 
-    summary = report.summary
-    summary.update(latent=model.latent, units=model.units)
-    for name, values in (("rec", found["rec"]), ("kl", found["kl"].sum(1)), ("neg_elbo", neg_elbo)):
-        summary[name] = float(values.mean())
-    if np.isnan(neg_elbo).all() and not np.isnan(found["rec"]).any():
+    summary.update(latent=look.model.latent, units=look.model.units)
+    summary["rec"], summary["kl"] = float(rec.mean()), float(kl.sum(1).mean())
+    summary["neg_elbo"] = float(neg_elbo.mean())
+    if np.isnan(neg_elbo).all() and not np.isnan(rec).any():
         report.null("prior or posterior has no density", "kl", "neg_elbo")
-    if moments.sums is None:
+    if moments is None:
         report.null("the posterior has no mean and variance", "au")
     else:
         summary["au"] = int((spread >= ACTIVE).sum())
@@ -400,11 +421,6 @@ def _whole_split(look: _Look, samples: int) -> _Whole:
         summary["z_gain_n"] = len(gain)
     else:
         report.null("no two sentences have one length", "z_gain", "z_gain_se", "z_gain_n")
-    return _Whole(
-        neg_elbo=neg_elbo,
-        codes=torch.cat(codes)[columns.order] if codes else None,
-        gaussian=(found["sampled"], found["mean"]) if "sampled" in found else None,
-    )
 
 
 def _gaussian(z: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -462,8 +478,6 @@ def _importance_weighted(
         report.null(f"the weights of {samples} samples have too short a tail", "khat_bad")
     if "nll_half" not in found:
         report.null("one sample has no half", "nll_half")
-    if len(look.split) == 1:
-        report.null("one sentence has no spread", "nll_se")
     if np.isnan(found["nll"]).all() and not math.isnan(summary["rec"]):
         report.null(
             "prior or posterior has no density",

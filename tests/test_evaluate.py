@@ -17,6 +17,7 @@ from benchmark.estimators import log_mean_exp
 from benchmark.evaluate import Effort, Stopped, evaluate
 from benchmark.models.gaussian import GaussianVAE, LanguageModel
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder
+from benchmark.noise import Noise
 from benchmark.record import SUMMARY, TRUTH
 
 CHEAP = Effort(
@@ -166,7 +167,11 @@ def test_importance_weighted_likelihood_is_within_its_error_and_below_the_elbo()
     assert inside.sum() == summary["nll_sentences"] == 500
     gap = (found - exact)[inside]
     assert abs(gap.mean()) < 4 * gap.std() / math.sqrt(500)
-    assert abs(summary["nll_gap"]) < 0.05  # the control takes the choice of sentences out
+    # the ELBO of all sentences takes the choice of the subset out
+    neg_elbo = report.sentences["neg_elbo"]
+    expected = neg_elbo.mean() - (neg_elbo - found)[inside].mean()
+    assert summary["nll"] == pytest.approx(expected, abs=1e-9)
+    assert abs(expected - found[inside].mean()) > 0.005 > abs(gap.mean())
     assert summary["nll"] < summary["nll_half"] + 0.01 < summary["neg_elbo"]
     assert summary["elbo_gap"] == pytest.approx(
         float(gap_of(shift=0.3, widen=1.3, noise=0.5, loading=[1.0, 1.5])), abs=0.05
@@ -215,6 +220,14 @@ def test_samples_drawn_in_slices_are_the_samples_drawn_at_once(monkeypatch):
     monkeypatch.setitem(evaluator.TOKENS, "cpu", 30)
     sliced = evaluate(model, split, effort)
     same_numbers(sliced.summary, whole.summary, 1e-9)
+
+
+def test_half_of_the_samples_is_what_half_the_effort_finds():
+    model, _ = linear_gaussian(60, [1.0, 2.0], noise=0.3, widen=1.6)
+    whole = evaluate(model, numbered(60), Effort(2, 40, 30, 8, 20)).summary
+    half = evaluate(model, numbered(60), Effort(2, 20, 30, 8, 20)).summary
+    assert whole["nll_half"] == pytest.approx(half["nll"])
+    assert whole["nll_half"] != pytest.approx(whole["nll"], abs=1e-5)
 
 
 def test_another_prior_is_reported_beside_the_models_own():
@@ -287,6 +300,21 @@ def test_information_of_gaussian_posteriors_has_the_known_bias(key, nats, n, rep
     found, error = mean_information(key, nats, n, repeats)
     assert found == pytest.approx(expected, abs=4 * error + 0.003)
     assert error < 0.06
+
+
+def test_information_is_that_of_the_mixtures_written_out():
+    n = 20
+    model, _ = linear_gaussian(n, [1.0, 2.0], noise=2.0)
+    split = numbered(n)
+    batch = split.batch(np.arange(n)).but(noise=Noise("test", torch.arange(n)))
+    log_q = model.log_q(model.draw(batch).z[:, 0], batch).numpy()  # [code, sentence]
+    own = np.diag(log_q)
+    others = np.array([np.delete(row, i) for i, row in enumerate(log_q)])
+    entropy = 0.5 * np.log(2 * math.pi * math.e * model.variance[0].numpy()).sum()
+    summary = evaluate(model, split, CHEAP).summary
+    assert summary["mi"] == pytest.approx((own - log_mean_exp(log_q)).mean())
+    assert summary["mi_loo"] == pytest.approx((own - log_mean_exp(others)).mean())
+    assert summary["mi_batch32"] == pytest.approx((-entropy - log_mean_exp(log_q)).mean())
 
 
 @pytest.mark.parametrize("n", [2, 31, 100])
@@ -501,6 +529,8 @@ def test_diverged_model_shows_as_not_a_number_rather_than_as_without_meaning():
     report = evaluate(model, numbered(30), Effort(2, 30, 20, 8, 20))
     assert math.isnan(report.summary["neg_elbo"])
     assert math.isnan(report.summary["nll"])
+    assert math.isnan(report.summary["i_read"])
+    assert report.summary["verdict"] == "unclear"
     assert not {"nll", "neg_elbo", "kl"} & report.notes.keys()
 
 
@@ -510,6 +540,12 @@ def test_single_sentence_and_empty_split():
     empty = {key for key, value in report.summary.items() if value is None}
     assert empty == report.notes.keys()
     assert {"mi", "z_gain", "i_read", "nll_se"} <= empty
+    one_read = evaluate(linear_gaussian(9, [1.0], 0.1)[0], numbered(9), Effort(1, 1, 1, 4, 1))
+    assert {"nll_se", "i_read_se"} <= one_read.notes.keys()
+    without = LanguageModel(
+        LSTMDecoder(vocab_size=30, embedding=8, hidden=8, latent=0, dropout=0.5)
+    )
+    assert "nll_se" in evaluate(without, words(1, (3,)), CHEAP).notes
     with pytest.raises(ValueError, match="no sentence"):
         evaluate(model, numbered(0), CHEAP)
 
