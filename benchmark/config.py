@@ -51,6 +51,8 @@ class Sizes:
     hidden: int = MISSING
     latent: int = MISSING
     dropout: float = MISSING
+    init: float = 0.01  # bound of the uniform initialisation (He et al. 2019)
+    init_embedding: float = 0.1  # the embeddings' bound
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Dataset:
     sizes: Sizes = field(default_factory=Sizes)
     batch_size: int = MISSING
     learning_rate: float = MISSING  # Adam's
+    nll_sentences: int | None = 500  # of test, measured by importance sampling; null: all
     licence: str | None = None  # where text may not be passed on, why
 
 
@@ -93,6 +96,8 @@ class Model:
     hidden: int = MISSING
     latent: int = MISSING
     dropout: float = MISSING
+    init: float = 0.01
+    init_embedding: float = 0.1
 
 
 @dataclass

@@ -9,29 +9,38 @@ from benchmark.api import BOS, EOS, PAD, Batch
 from benchmark.models.likelihood import token_log_likelihood
 
 
-def initialise(module: nn.Module) -> None:
-    """He et al.'s initialisation: U(-0.1, 0.1) for embeddings, U(-0.01, 0.01) for all else, the
-    LSTM's biases included."""
+def initialise(module: nn.Module, bound: float, embedding_bound: float) -> None:
+    """U(-embedding_bound, embedding_bound) for embeddings, U(-bound, bound) for all else, the
+    LSTM's biases included; He et al. have 0.1 and 0.01."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for parameter in module.parameters():
-        bound = 0.1 if id(parameter) in embeddings else 0.01
-        nn.init.uniform_(parameter, -bound, bound)
+        limit = embedding_bound if id(parameter) in embeddings else bound
+        nn.init.uniform_(parameter, -limit, limit)
 
 
 class LSTMEncoder(nn.Module):
     """q(z|x): the last state of an LSTM over the whole sentence, `<s>` and `</s>` included, and a
     linear head without bias."""
 
-    def __init__(self, *, vocab_size: int, embedding: int, hidden: int, latent: int):
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        embedding: int,
+        hidden: int,
+        latent: int,
+        init: float = 0.01,
+        init_embedding: float = 0.1,
+    ):
         super().__init__()
-        self.latent = latent
+        self.latent, self.init = latent, (init, init_embedding)
         self.embed = nn.Embedding(vocab_size, embedding)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
         self.head = nn.Linear(hidden, 2 * latent, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        initialise(self)
+        initialise(self, *self.init)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x), [B, D] each."""
@@ -48,10 +57,18 @@ class LSTMDecoder(nn.Module):
     """
 
     def __init__(
-        self, *, vocab_size: int, embedding: int, hidden: int, latent: int, dropout: float
+        self,
+        *,
+        vocab_size: int,
+        embedding: int,
+        hidden: int,
+        latent: int,
+        dropout: float,
+        init: float = 0.01,
+        init_embedding: float = 0.1,
     ):
         super().__init__()
-        self.latent = latent
+        self.latent, self.init = latent, (init, init_embedding)
         self.embed = nn.Embedding(vocab_size, embedding)
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(embedding + latent, hidden, batch_first=True)
@@ -60,7 +77,7 @@ class LSTMDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        initialise(self)
+        initialise(self, *self.init)
 
     def start(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The LSTM's state before the first token, for codes [N, D]."""

@@ -1,0 +1,399 @@
+"""Training of one cell: the verbs a step may use, the budget, the learning-rate schedule, the
+selection of a checkpoint, and a state from which training goes on exactly."""
+
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmark.api import Batch, Recipe
+from benchmark.config import Budget, Halving, Optimiser
+from benchmark.data.batches import order
+from benchmark.data.corpus import Split
+from benchmark.evaluate import Report
+from benchmark.objectives import negative_elbo
+from benchmark.record import Metrics, RunDirectory
+from benchmark.task import CellTask
+
+log = logging.getLogger(__name__)
+
+Scores = dict[str, float | None]
+"""What validation measured, by the names of the record's summary."""
+
+Progress = Callable[[int, int], None]
+"""Told after each outer step: (steps done, steps of the budget)."""
+
+
+LAST, PREVIOUS = "checkpoints/last.pt", "checkpoints/previous.pt"
+
+
+class Diverged(RuntimeError):
+    """The loss or a validation score is not a finite number."""
+
+
+def joint_step(run: "Trainer") -> dict[str, Tensor]:
+    """The default step: one gradient step of all parts together."""
+    loss = run.loss(run.next())
+    run.descend(loss)
+    return {"loss": loss.detach()}
+
+
+class HalvingSchedule:
+    """He et al.'s learning-rate rule: two separate bests, one that says what is reloaded (kept by
+    the trainer's selection) and this one, which is reset at each decay."""
+
+    def __init__(self, rule: Halving):
+        self.rule = rule
+        self.best, self.not_improved, self.decays = math.inf, 0, 0
+
+    def decay_after(self, loss: float, epoch: int) -> bool:
+        """Whether to halve the rate and reload, told the loss after `epoch` (counted from 0)."""
+        if loss <= self.best:
+            self.best, self.not_improved = loss, 0
+            return False
+        self.not_improved += 1
+        if self.not_improved < self.rule.patience or epoch < self.rule.first_epoch:
+            return False
+        self.best, self.not_improved = loss, 0
+        self.decays += 1
+        return True
+
+    @property
+    def ended(self) -> bool:
+        return self.decays >= self.rule.most
+
+
+class Trainer:
+    """A `Run`: one recipe trained on one data set under one budget.
+
+    Everything that training depends on is in `state()`; batch order is a pure function of
+    (seed, epoch), so that a run cut off anywhere ends with the same bits.
+    """
+
+    log_every = 100
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: CellTask,
+        budget: Budget,
+        split: Split,
+        batches: list[np.ndarray],
+        *,
+        seed: int,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        validate: Callable[[], Report],
+        directory: RunDirectory,
+        metrics: Metrics,
+    ):
+        assert recipe.model is not None, "a recipe needs a model"
+        self.model = recipe.model.to(device)
+        self.objective = recipe.objective or negative_elbo
+        self.corrupt = recipe.corrupt
+        self.step = recipe.step or joint_step
+        self.select = recipe.select or budget.select
+        self.select_after = math.ceil(recipe.select_after * task.steps)
+        self.budget, self.steps, self.steps_per_epoch = budget, task.steps, task.steps_per_epoch
+        self.split, self.batches = split, batches
+        self.seed, self.device, self.autocast = seed, device, autocast
+        self.validate, self.directory, self.metrics = validate, directory, metrics
+
+        # Slots may be modules: their parameters and buffers live and train like the model's.
+        slots = {"objective": self.objective, "corrupt": self.corrupt, "step": self.step}
+        self.modules = {"model": self.model} | {
+            name: slot.to(device) for name, slot in slots.items() if isinstance(slot, nn.Module)
+        }
+        self.parts = self.model.parts() | {
+            name: module
+            for name, module in self.modules.items()
+            if name != "model" and any(True for _ in module.parameters())
+        }
+        self._check_parts()
+        self.rate = budget.learning_rate
+        self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
+        self.schedule = HalvingSchedule(budget.halving) if budget.halving else None
+
+        self.t = 0
+        self.history: list[Scores] = []
+        self.units: list[dict[str, Tensor]] = []  # of each validation, every unit's measures
+        self.best_step: int | None = None
+        self.best_score = math.inf
+        self.ended = False  # the schedule has ended training before the budget
+        self.count = {"batches": 0, "backwards": 0, "tokens": 0}
+        self.seconds = 0.0  # of training alone
+        self._asked: dict[str, int] = {}
+        self._kept: list[int | None] = []  # the best steps that `previous` and `last` refer to
+        self._others = torch.Generator().manual_seed(seed)
+        self._batch: Batch | None = None
+        self._logs: dict[str, Tensor] = {}
+        self._logged = 0
+
+    # -- the verbs of a step ------------------------------------------------------------------
+
+    def next(self) -> Batch:
+        if self._batch is None:
+            epoch, place = divmod(self.t, self.steps_per_epoch)
+            turn = order(len(self.batches), self.seed, epoch)[place]
+            self._batch = self._fetch(int(turn))
+        return self._batch
+
+    def another(self) -> Batch:
+        return self._fetch(int(torch.randint(len(self.batches), (), generator=self._others)))
+
+    def loss(self, batch: Batch) -> Tensor:
+        with self.autocast():
+            return self.objective(self.model.draw(batch), batch, self.t)
+
+    def descend(self, loss: Tensor, *parts: str, clip: str = "all") -> None:
+        assert clip in ("all", "moved"), f"clip is 'all' or 'moved', not {clip!r}"
+        moved = parts or tuple(self.parts)
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=True)
+        loss.backward()
+        self.count["backwards"] += 1
+        clipped = self.parts if clip == "all" else moved
+        nn.utils.clip_grad_norm_(
+            [p for name in clipped for p in self.parts[name].parameters()], self.budget.clip
+        )
+        for name in moved:
+            self.optimisers[name].step()
+
+    def reset(self, *parts: str) -> None:
+        for name in parts:
+            self.parts[name].reset_parameters()  # type: ignore[operator]
+            self.optimisers[name] = self._optimiser(self.parts[name])
+
+    def fresh(self, metric: str) -> float | None:
+        if not self.history or self._asked.get(metric) == len(self.history):
+            return None
+        self._asked[metric] = len(self.history)
+        return self.history[-1].get(metric.removeprefix("valid/"))
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def train(
+        self,
+        until: int,
+        stop_requested: Callable[[], bool],
+        save_every: float,
+        progress: Progress = lambda t, steps: None,
+    ) -> bool:
+        """Train up to `until` outer steps, or as far as the schedule goes; True if it got there,
+        False if it was asked to stop. `save_every` is in seconds."""
+        saved = time.monotonic()
+        while self.t < until and not self.ended:
+            if stop_requested():
+                self.save()
+                return False
+            began = time.monotonic()
+            self.model.train()
+            logs = self.step(self)
+            self.t += 1
+            self._batch = None
+            self._accumulate(logs)
+            at_epoch = self.t % self.steps_per_epoch == 0 or self.t == self.steps
+            reported = self.t % self.log_every == 0 or at_epoch
+            if reported:
+                self._report()  # reads the device, so the clock includes the work queued there
+            self.seconds += time.monotonic() - began
+            progress(self.t, self.steps)
+            if at_epoch:
+                self._after_epoch()
+            every = self.budget.evaluation.every
+            if every and self.t % every == 0 and not at_epoch:
+                report = self.validate()
+                self.record("valid", report.numbers, report.estimators)
+            if at_epoch or time.monotonic() - saved > save_every:
+                self.save()
+                saved = time.monotonic()
+        return True
+
+    def _after_epoch(self) -> None:
+        report = self.validate()
+        scores = report.numbers
+        self.record("valid", scores, report.estimators)
+        self.history.append(scores)
+        units = {name: torch.from_numpy(column) for name, column in report.units.items()}
+        self.units.append(units | {"step": torch.tensor(self.t)})
+        loss = scores["neg_elbo"]
+        score = -self.t if self.select == "last" else scores[self.select]
+        if score is None:
+            raise ValueError(f"the model has no {self.select} to select a checkpoint by")
+        if loss is None or not math.isfinite(loss) or not math.isfinite(score):
+            raise Diverged(f"the validation loss is not finite after {self.t} steps")
+        if self.t >= self.select_after and score < self.best_score:
+            self.best_score, self.best_step = score, self.t
+            with self.directory.replacing(self._best_name(self.t)) as path:
+                torch.save(self._weights(), path)
+        if self.schedule is None:
+            return
+        epoch = self.t // self.steps_per_epoch - 1
+        if self.schedule.decay_after(loss, epoch):
+            self.rate *= 0.5
+            self.load_best()
+            self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
+            self.ended = self.schedule.ended
+
+    def _accumulate(self, logs: dict[str, Tensor]) -> None:
+        for name, value in logs.items():
+            self._logs[name] = self._logs[name] + value if name in self._logs else value
+        self._logged += 1
+
+    def _report(self) -> None:
+        if not self._logged:
+            return
+        means = {name: float(total) / self._logged for name, total in self._logs.items()}
+        self._logs, self._logged = {}, 0
+        self.record("train", means)
+        if not math.isfinite(means["loss"]):
+            raise Diverged(f"the training loss is not finite by step {self.t}")
+
+    def record(
+        self,
+        split: str,
+        values: Scores,
+        estimators: dict[str, str] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Append to metrics.jsonl, as of now or of another step."""
+        self.metrics.add(
+            self.t if step is None else step,
+            split,
+            values,
+            estimators=estimators,
+            seconds=self.seconds,
+            batches=self.count["batches"],
+            backwards=self.count["backwards"],
+        )
+
+    def _fetch(self, turn: int) -> Batch:
+        indices = self.batches[turn]
+        self.count["batches"] += 1
+        self.count["tokens"] += int(self.split.lengths[indices].sum())
+        batch = self.split.batch(indices)
+        if self.device.type == "cuda":
+            batch = batch.pin()
+        batch = batch.to(self.device, non_blocking=True)
+        return self.corrupt(batch, self.t) if self.corrupt else batch
+
+    def _optimiser(self, part: nn.Module) -> torch.optim.Optimizer:
+        if self.budget.optimiser is Optimiser.adam:
+            return torch.optim.Adam(part.parameters(), lr=self.rate)
+        return torch.optim.SGD(part.parameters(), lr=self.rate)
+
+    def _check_parts(self) -> None:
+        """Every parameter is stepped by one optimiser, and by one only."""
+        stepped = [id(p) for part in self.parts.values() for p in part.parameters()]
+        owned = {id(p): name for m in self.modules.values() for name, p in m.named_parameters()}
+        assert len(stepped) == len(set(stepped)), "two parts share a parameter"
+        forgotten = [name for key, name in owned.items() if key not in set(stepped)]
+        assert not forgotten, f"no part holds {', '.join(forgotten)}"
+
+    # -- state --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that training depends on, in types that `torch.load(weights_only=True)` accepts."""
+        return {
+            "t": self.t,
+            "weights": self._weights(),
+            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+            "rate": self.rate,
+            "schedule": None
+            if self.schedule is None
+            else [self.schedule.best, self.schedule.not_improved, self.schedule.decays],
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device)
+            if self.device.type == "cuda"
+            else None,
+            "others": self._others.get_state(),
+            "history": self.history,
+            "units": self.units,
+            "asked": self._asked,
+            "best": [self.best_step, self.best_score],
+            "ended": self.ended,
+            "count": self.count,
+            "seconds": self.seconds,
+            "logs": self._logs,
+            "logged": self._logged,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.t = state["t"]
+        self._load_weights(state["weights"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        self.rate = state["rate"]
+        if self.schedule is not None:
+            (self.schedule.best, self.schedule.not_improved, self.schedule.decays) = state[
+                "schedule"
+            ]
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        self._others.set_state(state["others"])
+        self.history, self._asked = state["history"], state["asked"]
+        self.units = state["units"]
+        self.best_step, self.best_score = state["best"]
+        self.ended, self.count, self.seconds = state["ended"], state["count"], state["seconds"]
+        self._logs = {name: value.to(self.device) for name, value in state["logs"].items()}
+        self._logged = state["logged"]
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        return {name: module.state_dict() for name, module in self.modules.items()}
+
+    def _load_weights(self, weights: dict[str, dict[str, Tensor]]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(weights[name])
+
+    @staticmethod
+    def _best_name(t: int) -> str:
+        return f"checkpoints/best-{t}.pt"
+
+    def save(self) -> None:
+        """Write the checkpoint `last`; the one before it stays as `previous`."""
+        last = self.directory.path / LAST
+        with self.directory.replacing(LAST) as path:
+            torch.save({"trainer": self.state(), "metrics": self.metrics.offset}, path)
+            self.directory.check()
+            if last.exists():
+                last.replace(self.directory.path / PREVIOUS)
+        self._kept = [*self._kept[-1:], self.best_step]
+        for best in last.parent.glob("best-*.pt"):
+            if len(self._kept) == 2 and best.name not in (
+                f"best-{step}.pt" for step in self._kept
+            ):
+                best.unlink()
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint that can be read; False if there is none."""
+        for name in (LAST, PREVIOUS):
+            path = self.directory.path / name
+            if not path.exists():
+                continue
+            try:
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                self.metrics.cut(saved["metrics"])
+            except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.PickleError):
+                log.warning("%s is damaged and was passed over", path)
+                continue
+            self.load_state(saved["trainer"])
+            return True
+        self.metrics.cut(0)
+        return False
+
+    def load_best(self) -> int:
+        """Put the selected checkpoint's weights into the model and return its step; where none was
+        eligible yet, the weights stay as they are."""
+        if self.best_step is None:
+            return self.t
+        path = self.directory.path / self._best_name(self.best_step)
+        self._load_weights(torch.load(path, map_location=self.device, weights_only=True))
+        return self.best_step
