@@ -20,7 +20,7 @@ def log_sum_exp(values: Array) -> Array:
 
 def log_mean_exp(log_weights: Array) -> Array:
     """[n], log of the mean weight of each row of [n, K]: the importance-weighted bound of Burda et
-    al. (2016), equation 8."""
+    al. (2016)."""
     return log_sum_exp(log_weights) - math.log(log_weights.shape[1])
 
 
@@ -31,7 +31,7 @@ def effective_share(log_weights: Array) -> Array:
 
 
 def pareto_tail(samples: int) -> int:
-    """How many of the largest weights count as the tail (Vehtari et al. 2024, section 3)."""
+    """How many of the largest weights count as the tail (Vehtari et al. 2024)."""
     return math.ceil(min(0.2 * samples, 3 * math.sqrt(samples)))
 
 
@@ -39,9 +39,8 @@ def pareto_shape(log_weights: Array) -> Array:
     """[n], the shape k-hat of a generalised Pareto tail fitted to each row's largest weights.
 
     Above 0.7 the importance-weighted estimate cannot be trusted (Vehtari et al. 2024, "Pareto
-    smoothed importance sampling", equation 9 on). The fit is drawn to 0.5 by ten pseudo-samples,
-    as there (appendix). A row whose tail is constant has no tail: -inf. Needs a tail of 5, so
-    K > 20.
+    smoothed importance sampling"). The fit is drawn to 0.5 by ten pseudo-samples, as there. A row
+    whose tail is constant has no tail: -inf. Needs a tail of 5, so K > 20.
     """
     tail = pareto_tail(log_weights.shape[1])
     if tail < 5:
