@@ -68,7 +68,7 @@ class Dataset:
     generator: dict[str, Any] | None = None
     # what is read of it
     columns: list[str] = field(default_factory=list)  # text columns
-    join: str = " "  # what stands between them; null: each column is a sentence of its own
+    join: str | None = " "  # what stands between them; null: each column is a sentence of its own
     label: str | None = None  # label column
     splits: dict[str, str] = field(default_factory=dict)  # train/valid/test -> the hub's split
     sentences: dict[str, int] = field(default_factory=dict)  # train/valid/test -> how many to draw

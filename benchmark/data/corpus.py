@@ -1,6 +1,5 @@
 """A prepared data set, as training and evaluation read it."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from benchmark.api import BOS, EOS, PAD, Batch
 from benchmark.data import synthetic, vocabulary
-from benchmark.data.errors import DataError
+from benchmark.data.prepare import read_about
 from benchmark.data.synthetic import Truth
 
 
@@ -57,15 +56,13 @@ class Split:
 
 
 class Corpus:
-    """A prepared folder: three splits, their vocabulary and, of generated data, the truth."""
+    """A prepared folder: three splits, their vocabulary and, of generated data, the truth.
+
+    Raises DataError if the folder was not prepared.
+    """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            about = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(
-                f"{folder} is no prepared data set: run `python -m benchmark.data dataset=NAME`"
-            ) from None
+        about = read_about(folder)
         self.folder = folder
         self.name: str = about["name"]
         self.hash: str = about["hash"]
@@ -88,7 +85,7 @@ class Corpus:
 
     def exact_nll(self, split: str) -> np.ndarray | None:
         """[N] float64, -log p(x) under the generator, in nats per sentence; `</s>` costs nothing,
-        all sentences being of one length. None where the truth is unknown."""
+        all sentences being of one length. None where the truth is unknown or was too dear."""
         path = self.folder / f"{split}.nll.npy"
         return np.load(path) if path.exists() else None
 

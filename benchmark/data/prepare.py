@@ -103,6 +103,19 @@ def content(dataset: Any) -> dict[str, Any]:
     return {key: plain[key] for key in CONTENT_KEYS}
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """What prepared.json says.
+
+    Raises DataError if the folder was not prepared.
+    """
+    try:
+        return json.loads((folder / "prepared.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} is no prepared data set: run `python -m benchmark.data dataset=NAME`"
+        ) from None
+
+
 def _fingerprint(config: Dataset) -> list[Any]:
     """What a local source's files look like from outside; cheap enough for every start."""
     if config.path is None:
@@ -132,7 +145,7 @@ def _generate(config: Dataset, folder: Path) -> dict[str, Any]:
     truth = synthetic.build(dict(config.generator))
     words = [str(v) for v in range(truth.symbols)]
     vocabulary.write([*vocabulary.SPECIALS, *words], folder / "vocabulary.txt")
-    splits = {}
+    splits, rates = {}, []
     for stream, split in enumerate(SPLITS):
         n = config.sentences.get(split, 0)
         if n < 1:
@@ -142,11 +155,14 @@ def _generate(config: Dataset, folder: Path) -> dict[str, Any]:
         ids, labels = truth.sample(n, stream)
         np.save(folder / f"{split}.ids.npy", ids.ravel())
         np.save(folder / f"{split}.offsets.npy", np.arange(n + 1) * truth.length)
-        np.save(folder / f"{split}.nll.npy", -truth.log_px(ids))
+        if split in truth.scored:
+            log_px, rate = truth.score(ids)
+            np.save(folder / f"{split}.nll.npy", -log_px)
+            rates.append(rate)
         if labels is not None:
             np.save(folder / f"{split}.labels.npy", labels.astype(np.int64))
         splits[split] = {"sentences": n, "words": ids.size, "unknown": 0}
-    mi, mi_se = truth.mi
+    mi, mi_se = truth.mi(np.concatenate(rates))
     return {"splits": splits, "truth": {"mi": mi, "mi_se": mi_se}}
 
 

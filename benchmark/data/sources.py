@@ -5,9 +5,12 @@ million can be drawn from without being held.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 
@@ -106,10 +109,10 @@ class TextFile:
                 for i, line in enumerate(file):
                     yield self._parse(line, i)
             else:
-                for i in order:
+                for i in map(int, order):
                     file.seek(self._offsets[i])
                     size = int(self._offsets[i + 1] - self._offsets[i])
-                    yield self._parse(file.read(size), int(i))
+                    yield self._parse(file.read(size), i)
 
     def _parse(self, line: bytes, i: int) -> tuple[list[str], int]:
         text = _decode(line, self.path, i)
@@ -254,6 +257,9 @@ def _load(dataset: Dataset, where: str, data_dir: Path) -> Any:
     cache = data_dir / "hub"
     # read when `datasets` is imported; without it files would land in the home directory
     os.environ.setdefault("HF_HOME", str(cache.resolve()))
+    if dataset.path is None and not _hub_answers():
+        # also read at import; spares half a minute of retries, and what is cached can be had
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
     from datasets.utils import logging
 
@@ -274,3 +280,15 @@ def _load(dataset: Dataset, where: str, data_dir: Path) -> Any:
             f"hub data set {where!r} could not be loaded: {reason}; check the id and the network, "
             "or give a local copy by dataset.path=FOLDER"
         ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; taken for granted behind a proxy."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if "https" in getproxies():
+        return True
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
