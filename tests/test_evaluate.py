@@ -486,6 +486,9 @@ def test_code_for_each_step_is_measured_over_real_steps():
     flat = np.concatenate([(np.array([*s, EOS]) % 7) for s in split.sentences])
     assert 0.5 * flat.var() < report.units["variance_of_mean"][0] <= flat.var()
     np.testing.assert_allclose(report.units["mean_of_variance"], 0.1)
+    padded = evaluate(Steps(), words(200, (2, 5, 9), padding=4), CHEAP)
+    for name, values in padded.units.items():
+        np.testing.assert_allclose(values, report.units[name])
     assert summary["mi"] is summary["mi_batch32"] is None
     assert report.notes["mi"] == "its posterior is a path"
     assert summary["z_gain"] > 5
