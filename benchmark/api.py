@@ -122,7 +122,9 @@ class LatentModel(nn.Module):
         """[B, K], the decoder's score of each sentence under codes z [B, K, ...] handed in;
         differentiable in z."""
 
-    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | None:
+    def posterior(
+        self, batch: Batch
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | None:
         """Mean and variance of q(z|x), [B, U] each, or [B, T, U] with a mask [B, T]; relative to
         the model's prior (whitened by it where it is learned). None where they do not exist."""
         return None
@@ -178,7 +180,8 @@ class Recipe:
 
 
 class Task(Protocol):
-    """What a method may know of the cell it will be trained in."""
+    """What a method may know of the cell it will be trained in. What it makes are the configured
+    model's own classes, of `benchmark.models`."""
 
     vocab_size: int
     mean_length: float  # predicted tokens per training sentence, </s> included
@@ -189,15 +192,15 @@ class Task(Protocol):
     steps: int  # outer steps of the whole budget
     latent: int  # dimensions of z as configured
 
-    def encoder(self, **changes: Any) -> nn.Module:
+    def encoder(self, **changes: Any) -> Any:
         """The configured encoder, with some of its arguments changed."""
         ...
 
-    def decoder(self, **changes: Any) -> nn.Module:
+    def decoder(self, **changes: Any) -> Any:
         """The configured decoder, with some of its arguments changed."""
         ...
 
-    def model(self, **changes: Any) -> LatentModel:
+    def model(self, **changes: Any) -> Any:
         """The configured VAE, with some sizes changed."""
         ...
 
@@ -208,7 +211,7 @@ class Run(Protocol):
     t: int  # outer steps done
     steps: int  # outer steps of the whole budget
     model: LatentModel
-    history: list[dict[str, float]]  # validation results, oldest first
+    history: list[dict[str, float | None]]  # validation results, oldest first
 
     def next(self) -> Batch:
         """This step's batch, corrupted; the same object all through the step."""

@@ -113,15 +113,15 @@ def run_cell(
         }
         directory.write(status="running", reason=None, provenance=about)
         try:
-            outcome = _Cell(
-                directory, config, corpus, device, stop_requested, progress
-            ).run()
+            outcome = _Cell(directory, config, corpus, device, stop_requested, progress).run()
         except Stopped:
             outcome = {"status": "interrupted"}
         except Diverged as error:
             outcome = {"status": "diverged", "reason": str(error)}
         except (torch.OutOfMemoryError, MemoryError) as error:
-            reason = f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
+            reason = (
+                f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
+            )
             outcome = {"status": "failed", "reason": reason}
         except (record.LeaseLost, UserError):
             raise
@@ -235,9 +235,7 @@ class _Cell:
         # The test's effort, but for the importance-weighted bound, which validation has small.
         final = Effort.final(self.evaluation)
         small = Effort.validation(self.evaluation)
-        middle = replace(
-            final, nll_samples=small.nll_samples, nll_sentences=small.nll_sentences
-        )
+        middle = replace(final, nll_samples=small.nll_samples, nll_sentences=small.nll_sentences)
         valid = self.measure(self.corpus.valid, middle)
         test = self.measure(self.corpus.test, final, valid.temperature)
         trainer.record("test", test.numbers, test.estimators, step=selected)

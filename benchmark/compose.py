@@ -49,10 +49,14 @@ def find_method(name: str) -> type:
             plugins[name].load()
         else:
             here = {path.stem for path in (CONFIGS.parent / "methods").glob("[!_]*.py")}
-            raise UserError(f"no method is registered as {name!r}; {nearest(name, here | {*plugins})}.")
+            raise UserError(
+                f"no method is registered as {name!r}; {nearest(name, here | {*plugins})}."
+            )
     if name not in METHODS:
-        raise UserError(f"methods/{name}.py registers no method named {name!r}: "
-                        f'decorate its dataclass with @register("{name}").')
+        raise UserError(
+            f"methods/{name}.py registers no method named {name!r}: "
+            f'decorate its dataclass with @register("{name}").'
+        )
     return METHODS[name]
 
 
@@ -113,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 def build(cls: type, values: Any) -> Any:
     """The method's dataclass filled from a configuration."""
-    typed_values = OmegaConf.merge(OmegaConf.structured(cls), values)
+    typed_values: Any = OmegaConf.merge(OmegaConf.structured(cls), values)
     try:
         return cls(**{f.name: _plain(typed_values[f.name]) for f in fields(cls)})
     except ValueError as error:
@@ -133,15 +137,27 @@ def defaults(name: str) -> dict[str, Any]:
 
 def _check_ranges(config: DictConfig) -> None:
     positive = [
-        "model.embedding", "model.hidden", "model.latent", "budget.batch_size",
-        "budget.learning_rate", "budget.clip", "budget.evaluation.elbo_samples",
-        "budget.evaluation.nll_samples", "budget.evaluation.valid_nll_samples",
+        "model.embedding",
+        "model.hidden",
+        "model.latent",
+        "budget.batch_size",
+        "budget.learning_rate",
+        "budget.clip",
+        "budget.evaluation.elbo_samples",
+        "budget.evaluation.nll_samples",
+        "budget.evaluation.valid_nll_samples",
     ]
     for key in positive:
         if not OmegaConf.select(config, key) > 0:
             raise UserError(f"{key} must be above 0, not {OmegaConf.select(config, key)}.")
-    optional = ["budget.epochs", "budget.steps", "threads", "stop_after",
-                "budget.evaluation.nll_sentences", "budget.evaluation.every"]
+    optional = [
+        "budget.epochs",
+        "budget.steps",
+        "threads",
+        "stop_after",
+        "budget.evaluation.nll_sentences",
+        "budget.evaluation.every",
+    ]
     for key in optional:
         value = OmegaConf.select(config, key)
         if value is not None and not value > 0:
@@ -154,8 +170,10 @@ def _check_ranges(config: DictConfig) -> None:
     if config.seed < 0:
         raise UserError(f"seed must not be negative, it is {config.seed}.")
     if (config.budget.epochs is None) == (config.budget.steps is None):
-        raise UserError("a budget has either epochs or steps; set one of budget.epochs and "
-                        "budget.steps and leave the other null.")
+        raise UserError(
+            "a budget has either epochs or steps; set one of budget.epochs and "
+            "budget.steps and leave the other null."
+        )
     if config.budget.select not in ("nll", "neg_elbo"):
         raise UserError(f"budget.select is nll or neg_elbo, not {config.budget.select!r}.")
 
@@ -169,7 +187,9 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown[1].split("@")[0]
-        return f"there is no option {key!r}; {nearest(key, _known_keys())}."
+        group = key.rpartition(".")[0]
+        beside = {k for k in _known_keys() if k.rpartition(".")[0] == group}
+        return f"there is no option {key!r}; {nearest(key, beside or _known_keys())}."
     return " ".join(text.split("\n")[0].split()).rstrip(".") + "."
 
 

@@ -367,9 +367,7 @@ class Trainer:
                 last.replace(self.directory.path / PREVIOUS)
         self._kept = [*self._kept[-1:], self.best_step]
         for best in last.parent.glob("best-*.pt"):
-            if len(self._kept) == 2 and best.name not in (
-                f"best-{step}.pt" for step in self._kept
-            ):
+            if len(self._kept) == 2 and best.name not in (f"best-{step}.pt" for step in self._kept):
                 best.unlink()
 
     def resume(self) -> bool:

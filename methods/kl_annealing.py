@@ -23,8 +23,9 @@ class KLAnnealing:
         if not 0 <= self.start <= 1:
             raise ValueError(f"method.start is a weight between 0 and 1, not {self.start}")
         if not 0 < self.ramp <= 1:
-            raise ValueError(f"method.ramp is a share of the steps, above 0 and up to 1, "
-                             f"not {self.ramp}")
+            raise ValueError(
+                f"method.ramp is a share of the steps, above 0 and up to 1, not {self.ramp}"
+            )
 
     def recipe(self, task: Task) -> Recipe:
         length = self.ramp * task.steps

@@ -68,9 +68,9 @@ class GaussianVAE(LatentModel):
         # cancellation of its terms costs nothing even for tiny variances.
         mean, log_variance = (value.double() for value in self.encoder(batch))
         z, precision = z.double(), (-log_variance).exp()
-        quadratic = torch.cat([z.square(), z], -1) @ torch.cat(
-            [precision, -2 * mean * precision], -1
-        ).mT
+        quadratic = (
+            torch.cat([z.square(), z], -1) @ torch.cat([precision, -2 * mean * precision], -1).mT
+        )
         constant = (mean.square() * precision + log_variance + math.log(2 * math.pi)).sum(-1)
         return -0.5 * (quadratic + constant)
 

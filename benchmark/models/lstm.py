@@ -87,8 +87,10 @@ class LSTMDecoder(nn.Module):
         cell = self.initial(z)[None]
         return torch.tanh(cell), cell
 
-    def step(self, tokens: Tensor, z: Tensor, state: tuple[Tensor, Tensor]):
-        """States [N, T, H] after reading tokens [N, T] beside codes [N, D], and the LSTM's state."""
+    def step(
+        self, tokens: Tensor, z: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """States [N, T, H] after reading tokens [N, T] beside codes [N, D]; the LSTM's state."""
         words = self.dropout(self.embed(tokens))
         codes = z[:, None].expand(-1, tokens.shape[1], -1).to(words.dtype)
         states, state = self.lstm(torch.cat([words, codes], dim=-1), state)
