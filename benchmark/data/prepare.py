@@ -198,8 +198,8 @@ def _read(config: Dataset, data_dir: Path, folder: Path) -> dict[str, Any]:
     passed_over: dict[str, int] = defaultdict(int)
     splits: dict[str, Any] = {}
     spools: dict[str, Spool] = {}
-    for name in dict.fromkeys(taken_from.values()):
-        # train comes last, so that it takes what is left
+    # train comes last: it takes what is left, and a repeated sentence is taken out of it
+    for name in dict.fromkeys(taken_from[split] for split in reversed(SPLITS)):
         claimants = [split for split in reversed(SPLITS) if taken_from[split] == name]
         shares = _shares(config, name, len(rows[name]) * rows[name].texts_per_row, claimants)
         for split in claimants:
