@@ -17,6 +17,7 @@ import uuid
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,21 +203,20 @@ def _read(config: Dataset, data_dir: Path, folder: Path) -> dict[str, Any]:
     for name in dict.fromkeys(taken_from[split] for split in reversed(SPLITS)):
         claimants = [split for split in reversed(SPLITS) if taken_from[split] == name]
         shares = _shares(config, name, len(rows[name]) * rows[name].texts_per_row, claimants)
-        for split in claimants:
-            file = (folder / f"{split}.spool").open("wb")
-            spools[split] = Spool(file, shares[split])
         order = None
         if len(claimants) > 1 or shares[claimants[0]] is not None:
             order = np.random.default_rng(config.split_seed).permutation(len(rows[name]))
-        queue = [spools[split] for split in claimants]
-        for tokens, label in _sentences(config, rows[name], order, met, passed_over):
-            while queue and queue[0].full:
-                queue.pop(0)
-            if not queue:
-                break
-            queue[0].add([provisional[token] for token in tokens], label)
-        for split in claimants:
-            spools[split].file.close()
+        with ExitStack() as files:
+            for split in claimants:
+                file = files.enter_context((folder / f"{split}.spool").open("wb"))
+                spools[split] = Spool(file, shares[split])
+            queue = [spools[split] for split in claimants]
+            for tokens, label in _sentences(config, rows[name], order, met, passed_over):
+                while queue and queue[0].full:
+                    queue.pop(0)
+                if not queue:
+                    break
+                queue[0].add([provisional[token] for token in tokens], label)
     for split in SPLITS:
         if not spools[split].lengths:
             where = f" of {config.path or config.hub}"
