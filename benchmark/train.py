@@ -221,6 +221,7 @@ class Trainer:
         scores = report.numbers
         self.record("valid", scores, report.estimators)
         self.history.append(scores)
+        self._log(scores)
         units = {name: torch.from_numpy(column) for name, column in report.units.items()}
         self.units.append(units | {"step": torch.tensor(self.t)})
         loss = scores["neg_elbo"]
@@ -241,6 +242,15 @@ class Trainer:
             self.load_best()
             self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
             self.ended = self.schedule.ended
+
+    def _log(self, scores: Scores) -> None:
+        shown = {name: scores.get(name) for name in ("nll", "neg_elbo", "kl", "z_gain", "i_read")}
+        log.info(
+            "step %d of %d (epoch %.2f): %s; %.0f tokens/s",
+            *(self.t, self.steps, self.t / self.steps_per_epoch),
+            ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None),
+            self.count["tokens"] / max(self.seconds, 1e-9),
+        )
 
     def _accumulate(self, logs: dict[str, Tensor]) -> None:
         for name, value in logs.items():
