@@ -38,7 +38,7 @@ SEPARATE = re.compile(
         (?<!\bgen) (?<!\bgov) (?<!\bjan) (?<!\bfeb) (?<!\baug) (?<!\bsept) (?<!\boct) (?<!\bnov)
         (?<!\bdec)
         \. (?= ["')\]]* (?:
-            \s* \Z | \\n | <br
+            \s* \Z | \\n | <br | [,;:!?(\[{]
           | \s+ ["'(\[]* (?-i:[A-Z])
           | \s (?<!\d\.\s) (?! .* \s[.,!?](?:\s|\Z) ) # "1. first": an item's number keeps its stop
         ) )
