@@ -162,11 +162,10 @@ def test_valid_is_carved_out_of_train(hub, tmp_path):
     corpus = load(prepare(config(path=str(hub), sentences={"valid": 10}, **changes), tmp_path))
     train, valid = (getattr(corpus, split).labels.tolist() for split in ("train", "valid"))
     assert len(valid) == 10 and sorted(train + valid) == list(range(60))
-    assert sorted(valid) != valid[:1] + list(range(valid[0] + 1, valid[0] + 10))
+    assert valid != sorted(valid)  # dealt from a shuffle
     rows = sentences(corpus)
     assert [f"q{label}" for label in train] == rows
     assert sentences(corpus, "test") == ["<unk> <unk> <unk> <unk>"]
-    assert (tmp_path / "hub").is_dir()
 
 
 def test_a_source_that_is_too_small_is_shared_out_in_proportion(hub, tmp_path):
@@ -338,10 +337,10 @@ def test_the_command_summarises(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_complete_and_named_like_its_file(path):
-    assert path.read_text().split("\n")[1 if path.read_text().startswith("#") else 0]
+    first = next(line for line in path.read_text().split("\n") if not line.startswith("#"))
+    assert first == f"name: {path.stem}"
     whole = config(path.stem)
     OmegaConf.to_container(whole, throw_on_missing=True)
-    assert whole.name == path.stem
     assert isinstance(whole.learning_rate, float) and whole.sizes.hidden > 0
 
 
