@@ -1,16 +1,18 @@
 """What each remedy promises; every test fails if its slot is put back to the default."""
 
-import itertools
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.api import Batch, Draw
+from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw
 from benchmark.compose import find_method
-from benchmark.objectives import linear_ramp, negative_elbo
+from benchmark.objectives import negative_elbo
 from benchmark.task import CellTask
+from methods.free_bits import Per, floored_rate
+from methods.kl_annealing import Shape
 
 TASK = CellTask(
     vocab_size=20,
@@ -62,13 +64,35 @@ def test_the_language_model_has_no_encoder():
 # -- KL annealing ---------------------------------------------------------------------------------
 
 
-@given(length=st.floats(0.5, 1e4), start=st.floats(0, 1), t=st.integers(0, 20000))
-def test_the_ramp_stays_between_its_ends_and_never_falls(length, start, t):
-    now, later = linear_ramp(t, length, start), linear_ramp(t + 1, length, start)
-    assert start - 1e-12 <= now <= later <= 1
-    assert linear_ramp(0, length, start) == pytest.approx(start)
-    if t >= length:
-        assert now == 1
+def annealing(**fields):
+    return find_method("kl_annealing")(**fields)
+
+
+shapes = st.one_of(
+    st.just({}), st.floats(1, 30).map(lambda s: {"shape": Shape.sigmoid, "steepness": s})
+)
+
+
+@given(
+    steps=st.integers(1, 500),
+    start=st.floats(0, 1),
+    cycles=st.integers(1, 6),
+    ramp=st.floats(0.05, 0.6),
+    zero=st.floats(0, 0.4),
+    shape=shapes,
+)
+def test_beta_stays_in_its_range_and_falls_only_where_a_cycle_begins(
+    steps, start, cycles, ramp, zero, shape
+):
+    method = annealing(start=start, cycles=cycles, ramp=ramp, zero=zero, **shape)
+    trail = [method.weight(t, steps) for t in range(steps)]
+    assert all(start - 1e-12 <= beta <= 1 for beta in trail)
+    begins = {math.ceil(c * steps / cycles) for c in range(cycles)}
+    for t in range(1, steps):
+        if t in begins:
+            assert trail[t] == start
+        else:
+            assert trail[t] >= trail[t - 1] - 1e-12
 
 
 @pytest.mark.parametrize(("t", "weight"), [(0, 0.1), (10, 0.325), (20, 0.55), (40, 1.0), (99, 1.0)])
@@ -79,20 +103,176 @@ def test_annealing_weighs_the_rate_at_listed_steps(t, weight):
     assert float(objective(draw, batch, t)) == pytest.approx(float(rec + weight * kl), rel=1e-6)
 
 
-def test_annealing_is_a_function_of_the_step_alone():
-    draw, batch = any_draw()
-    objective = recipe("kl_annealing").objective
-    trail = [float(objective(draw, batch, t)) for t in range(100)]
-    assert [float(objective(draw, batch, t)) for t in reversed(range(100))] == trail[::-1]
-    assert all(a < b for a, b in itertools.pairwise(trail[:41]))
-    assert len(set(trail[40:])) == 1
+def test_cycles_are_those_of_fu_et_al():
+    """tau = (t mod P) / P, beta = tau / R up to R and 1 from there; P = 25, M = 4, R = 0.5."""
+    method = annealing(cycles=4, ramp=0.5)
+    trail = [method.weight(t, 100) for t in range(100)]
+    assert trail == pytest.approx([min(1, (t % 25) / 25 / 0.5) for t in range(100)])
+    assert [t for t, beta in enumerate(trail) if beta == 0] == [0, 25, 50, 75]
+    assert sum(beta == 1 for beta in trail) == 4 * 12  # (1 - R) P, in whole steps
+    assert recipe("kl_annealing", cycles=4, ramp=0.5).select_after == 0.875
+
+
+def test_every_cycle_begins_at_zero_though_its_length_is_no_whole_number():
+    trail = [annealing(cycles=3).weight(t, 100) for t in range(100)]
+    assert [t for t, beta in enumerate(trail) if beta == 0] == [0, 34, 67]
+
+
+def test_zero_then_ramp():
+    trail = [annealing(zero=0.5, ramp=0.25).weight(t, 100) for t in range(100)]
+    assert trail[:51] == [0] * 51 and trail[62] == pytest.approx(0.48) and trail[75:] == [1] * 25
+
+
+def test_the_sigmoid_is_that_of_shao_et_al():
+    """sigmoid((t - S/2) / (S/10)) for t < S, else 1."""
+    method = annealing(shape=Shape.sigmoid, steepness=10.0, ramp=0.4)
+    for t in range(1, 100):
+        expected = 1 / (1 + math.exp(-(t - 20) / 4)) if t < 40 else 1
+        assert method.weight(t, 100) == pytest.approx(expected)
 
 
 def test_no_checkpoint_of_the_ramp_is_eligible():
     assert recipe("kl_annealing", ramp=0.3).select_after == 0.3
+    assert recipe("kl_annealing", ramp=0.25, zero=0.5).select_after == 0.75
 
 
-@pytest.mark.parametrize("fields", [{"start": -0.1}, {"start": 1.5}, {"ramp": 0.0}, {"ramp": 1.5}])
-def test_annealing_refuses_what_is_no_schedule(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"start": -0.1}, "start"),
+        ({"start": 1.5}, "start"),
+        ({"ramp": 0.0}, "ramp"),
+        ({"ramp": 0.8, "zero": 0.3}, "zero"),
+        ({"cycles": 0}, "cycles"),
+        ({"steepness": 3.0}, "steepness"),
+        ({"shape": Shape.sigmoid}, "steepness"),
+    ],
+)
+def test_annealing_refuses_what_is_no_schedule(fields, word):
+    with pytest.raises(ValueError, match=word):
         recipe("kl_annealing", **fields)
+
+
+# -- word dropout ---------------------------------------------------------------------------------
+
+
+def sentences() -> Batch:
+    ids = torch.randint(4, 20, (200, 12), generator=torch.Generator().manual_seed(0))
+    source = torch.cat([torch.full((200, 1), BOS), ids, torch.full((200, 1), EOS)], 1)
+    inputs = source[:, :-1].clone()
+    inputs[:50, 9:] = PAD
+    length = torch.full((200,), 13)
+    return Batch(source[:, 1:], inputs, source, length, length + 1)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
+def test_word_dropout_hides_that_share_of_the_words_and_nothing_else(p):
+    torch.manual_seed(0)
+    batch = sentences()
+    hidden = recipe("word_dropout", rate=p).corrupt(batch, 0)
+    fixed = (batch.inputs == BOS) | (batch.inputs == PAD)
+    assert torch.equal(hidden.inputs[fixed], batch.inputs[fixed])
+    words = hidden.inputs[~fixed]
+    assert ((words == UNK) | (words == batch.inputs[~fixed])).all()
+    n = len(words)
+    error = math.sqrt(p * (1 - p) / n)
+    assert abs(float((words == UNK).double().mean()) - p) <= 4 * error
+    assert hidden.targets is batch.targets and hidden.source is batch.source
+    if p < 1:
+        again = recipe("word_dropout", rate=p).corrupt(batch, 0)
+        assert not torch.equal(again.inputs, hidden.inputs)  # a fresh mask each step
+
+
+def test_word_dropout_at_rate_zero_is_the_plain_vae():
+    assert recipe("word_dropout", rate=0.0).corrupt is None
+
+
+# -- free bits ------------------------------------------------------------------------------------
+
+rates = st.integers(0, 2**32 - 1).map(
+    lambda seed: torch.rand(6, 4, generator=torch.Generator().manual_seed(seed)) * 2
+)
+
+
+@given(kl=rates, target=st.floats(0.1, 8))
+def test_free_bits_are_what_a_loop_over_sentences_and_units_says(kl, target):
+    n, u = kl.shape
+    k, floor = kl.double().numpy(), target / u
+    expected = {
+        Per.unit_sentence: sum(max(floor, k[i, d]) for i in range(n) for d in range(u)) / n,
+        Per.unit_batch: sum(max(floor, k[:, d].mean()) for d in range(u)),
+        Per.total_sentence: sum(max(target, k[i].sum()) for i in range(n)) / n,
+        Per.total_batch: max(target, k.sum(1).mean()),
+        Per.group_batch: sum(
+            max(target / 2, k[:, 2 * j : 2 * j + 2].sum(1).mean()) for j in range(2)
+        ),
+    }
+    for per, value in expected.items():
+        groups = 2 if per is Per.group_batch else None
+        charged = float(floored_rate(kl, target, per, groups))
+        assert charged == pytest.approx(value, rel=1e-5)
+        assert charged >= target * (1 - 1e-6)
+
+
+@given(kl=rates, target=st.floats(0.1, 8))
+def test_the_gradient_is_that_of_the_released_mask(kl, target):
+    """The released code multiplies by 1[k > floor] and leaves the constant out."""
+    kl = kl.requires_grad_()
+    charged = floored_rate(kl, target, Per.unit_sentence)
+    (gradient,) = torch.autograd.grad(charged, kl)
+    masked = (kl * (kl > target / 4)).sum(-1).mean()
+    torch.testing.assert_close(gradient, torch.autograd.grad(masked, kl)[0])
+
+
+def test_at_the_floor_itself_the_rate_is_free():
+    kl = torch.full((3, 4), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(floored_rate(kl, 2.0, Per.unit_sentence), kl)
+    assert (gradient == 0).all()
+
+
+@given(kl=rates, target=st.floats(0.1, 8))
+def test_the_maximum_of_a_mean_is_at_most_the_mean_of_maxima(kl, target):
+    batch = float(floored_rate(kl, target, Per.unit_batch))
+    sentence = float(floored_rate(kl, target, Per.unit_sentence))
+    assert batch <= sentence * (1 + 1e-6)
+
+
+def test_without_a_floor_free_bits_is_the_negative_elbo():
+    draw, batch = any_draw()
+    for per in (Per.unit_batch, Per.unit_sentence, Per.total_batch, Per.total_sentence):
+        objective = recipe("free_bits", floor=0.0, per=per).objective
+        assert float(objective(draw, batch, 5)) == pytest.approx(
+            float(negative_elbo(draw, batch, 5)), rel=1e-6
+        )
+
+
+def test_a_target_is_a_floor_shared_by_the_units():
+    draw, batch = any_draw()
+    shared = recipe("free_bits", floor=None, target=1.5).objective
+    each = recipe("free_bits", floor=0.5).objective  # three units
+    assert float(shared(draw, batch, 0)) == pytest.approx(float(each(draw, batch, 0)))
+
+
+def test_free_bits_may_be_annealed():
+    draw, batch = any_draw()
+    annealed = recipe("free_bits", ramp=0.5).objective
+    assert float(annealed(draw, batch, 0)) == pytest.approx(float(-draw.log_px.mean()))
+    full = recipe("free_bits").objective
+    assert float(annealed(draw, batch, 50)) == pytest.approx(float(full(draw, batch, 0)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"target": 3.0}, "floor"),
+        ({"floor": None}, "target"),
+        ({"floor": -1.0}, "negative"),
+        ({"groups": 2}, "groups"),
+        ({"per": Per.group_batch}, "groups"),
+        ({"per": Per.group_batch, "groups": 2}, "divide"),
+        ({"ramp": 2.0}, "ramp"),
+    ],
+)
+def test_free_bits_refuses_what_has_no_meaning(fields, word):
+    with pytest.raises(ValueError, match=word):
+        recipe("free_bits", **fields)

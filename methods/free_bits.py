@@ -1,0 +1,92 @@
+"""Free bits: charge only for the rate above a floor."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+from benchmark.api import Batch, Draw, Recipe, Task, register
+from benchmark.objectives import linear_ramp, reconstruction
+
+
+class Per(Enum):
+    """What each has a floor of its own. `batch`: the batch's mean is compared with the floor;
+    `sentence`: each sentence's value is, and the pressure stops sentence by sentence."""
+
+    unit_batch = "unit_batch"
+    unit_sentence = "unit_sentence"
+    group_batch = "group_batch"
+    total_batch = "total_batch"
+    total_sentence = "total_sentence"
+
+
+def floored_rate(kl: Tensor, target: float, per: Per, groups: int | None = None) -> Tensor:
+    """KL [B, U] with floors that sum to `target` nats, a scalar: the value that is charged.
+
+    unit_sentence is E_x sum_d max(target / U, KL_d(x)) (Li et al., EMNLP 2019); group_batch is
+    sum_j max(target / J, E_x KL_j(x)) over J groups of units (Kingma et al., NeurIPS 2016).
+    """
+    if per is Per.group_batch:
+        assert groups is not None
+        kl = kl.unflatten(-1, (groups, -1)).sum(-1)
+    if per in (Per.total_batch, Per.total_sentence):
+        kl = kl.sum(-1, keepdim=True)
+    if per in (Per.unit_batch, Per.group_batch, Per.total_batch):
+        kl = kl.mean(0, keepdim=True)
+    # The subgradient of max at a tie is 0 for the rate, as in the released mask (strictly above).
+    floor = target / kl.shape[-1]
+    return kl.where(kl > floor, floor).sum(-1).mean()
+
+
+@register("free_bits")
+@dataclass
+class FreeBits:
+    """Rec + beta_t sum max(floor, KL): below its floor a unit's rate is free."""
+
+    floor: float | None = field(default=0.25, metadata={"other": 0.05})
+    """Nats a unit; Li et al.'s recipe is 8 nats for 32 units. None if `target` is set."""
+
+    target: float | None = field(default=None, metadata={"other": 4.0})
+    """Nats in total, shared equally by the units (or groups), in place of `floor`."""
+
+    per: Per = field(default=Per.unit_sentence, metadata={"other": Per.total_batch})
+    """What has a floor: unit_sentence is Li et al.'s "fb 2", total_sentence their "fb 1",
+    total_batch their "fb 3"; unit_batch and group_batch are Kingma et al.'s."""
+
+    groups: int | None = field(default=None, metadata={"other": 2})
+    """Groups of neighbouring units under group_batch; None otherwise."""
+
+    ramp: float = field(default=0.0, metadata={"other": 0.8})
+    """Share of the steps over which beta rises from 0 to 1; 0 charges in full from the start."""
+
+    def __post_init__(self) -> None:
+        if (self.floor is None) == (self.target is None):
+            raise ValueError(
+                "set one of method.floor (nats a unit) and method.target (nats in total), "
+                "and the other to null"
+            )
+        if (self.floor or self.target or 0.0) < 0:
+            raise ValueError("method.floor and method.target must not be negative")
+        if (self.groups is None) == (self.per is Per.group_batch):
+            raise ValueError("method.groups belongs to method.per=group_batch and to no other")
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(
+                f"method.ramp is a share of the steps between 0 and 1, not {self.ramp}"
+            )
+
+    def recipe(self, task: Task) -> Recipe:
+        model, length = task.model(), self.ramp * task.steps
+        if self.groups is not None and (self.groups < 1 or model.units % self.groups):
+            raise ValueError(
+                f"method.groups={self.groups} does not divide the model's {model.units} units"
+            )
+        target = self.target
+        if target is None:
+            assert self.floor is not None
+            target = self.floor * model.units
+
+        def objective(draw: Draw, batch: Batch, t: int) -> Tensor:
+            charged = floored_rate(draw.kl, target, self.per, self.groups)
+            return reconstruction(draw) + linear_ramp(t, length) * charged
+
+        return Recipe(model=model, objective=objective, select_after=self.ramp)
