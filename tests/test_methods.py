@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw
 from benchmark.compose import find_method
+from benchmark.models import kl_to_standard
 from benchmark.objectives import negative_elbo
 from benchmark.task import CellTask
+from methods.delta_vae import FlooredEncoder, deviations
 from methods.free_bits import Per, floored_rate
 from methods.kl_annealing import Shape
 
@@ -276,3 +278,133 @@ def test_free_bits_may_be_annealed():
 def test_free_bits_refuses_what_has_no_meaning(fields, word):
     with pytest.raises(ValueError, match=word):
         recipe("free_bits", **fields)
+
+
+# -- delta-VAE ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delta", "low", "high"),
+    [
+        (0.05, 0.785377, 1.231349),
+        (0.10, 0.702310, 1.331259),
+        (0.15, 0.641181, 1.409343),
+        (0.25, 0.549281, 1.535473),
+        (0.5, 0.398239, 1.773751),
+        (1.0, 0.229061, 2.122555),
+    ],
+)
+def test_the_interval_of_deviations(delta, low, high):
+    assert deviations(delta) == pytest.approx((low, high), abs=5e-7)
+    for sigma in deviations(delta):  # there the variance alone costs delta
+        assert 0.5 * (sigma**2 - math.log(sigma**2) - 1) == pytest.approx(delta)
+
+
+class Heads(torch.nn.Module):
+    """An encoder whose two heads say whatever they are told."""
+
+    def __init__(self, mean, deviation):
+        super().__init__()
+        self.heads = mean, deviation
+
+    def forward(self, batch):
+        return self.heads
+
+
+@given(delta=st.floats(0.01, 3), scale=st.floats(0.01, 60), seed=st.integers(0, 2**31))
+def test_no_parameters_take_the_rate_below_its_floor(delta, scale, seed):
+    """Over 100 examples of 128 draws each."""
+    rng = torch.Generator().manual_seed(seed)
+    heads = torch.randn(2, 32, 4, generator=rng) * scale
+    encoder = FlooredEncoder(Heads(*heads), delta)
+    assert float(kl_to_standard(*encoder(None)).min()) >= delta * (1 - 1e-5) - 1e-6
+
+
+def test_the_floor_is_reached():
+    """At sigma = 1 the mean's square is 2 delta, and nothing is paid above the floor."""
+    low, high = deviations(0.15)
+    logit = math.log((1 - low) / (high - 1))
+    encoder = FlooredEncoder(Heads(torch.full((1, 1), -5.0), torch.full((1, 1), logit)), 0.15)
+    mean, log_variance = encoder(None)
+    assert float(mean) == pytest.approx(math.sqrt(0.3), abs=1e-5)
+    assert float(kl_to_standard(mean, log_variance)) == pytest.approx(0.15, abs=1e-5)
+
+
+def test_the_floor_is_the_models_own():
+    torch.manual_seed(0)
+    batch = sentences()
+    with torch.no_grad():
+        assert recipe("delta_vae", delta=0.3).model.draw(batch).kl.min() >= 0.3 * (1 - 1e-5)
+        assert TASK.model().draw(batch).kl.max() < 0.01
+
+
+# -- aggressive encoder training ------------------------------------------------------------------
+
+
+class ScriptedRun:
+    """A `Run` whose losses and validations are told in advance; it notes what was stepped."""
+
+    def __init__(self, losses, information=()):
+        self.losses, self.information = iter(losses), iter(information)
+        self.moved, self.batches = [], []
+
+    def fresh(self, metric):
+        assert metric == "valid/mi_batch32"
+        return next(self.information, None)
+
+    def _batch(self, name):
+        self.batches.append(name)
+        return sentences()
+
+    def next(self):
+        return self._batch("next")
+
+    def another(self):
+        return self._batch("another")
+
+    def loss(self, batch):
+        return torch.tensor(float(next(self.losses)))
+
+    def descend(self, loss, *parts, clip="all"):
+        assert clip == "all"  # by the joint norm, also where the encoder alone moves
+        self.moved.append(parts)
+
+
+def test_the_encoder_stops_when_a_window_is_worse_than_the_one_before():
+    """Windows of three: 9 + 8 + 7, then 6 + 5 + 4 falls, then 7 + 4 + 5 rises and ends it."""
+    run = ScriptedRun([9, 8, 7, 6, 5, 4, 7, 4, 5, 1])
+    logs = recipe("aggressive", window=3).step(run)
+    assert run.moved == [("encoder",)] * 9 + [("decoder",)]
+    assert float(logs["inner_updates"]) == 9 and float(logs["loss"]) == 1
+    assert run.batches == ["next", *["another"] * 8]  # the first on the step's own batch
+
+
+def test_there_are_at_most_so_many_inner_updates():
+    run = ScriptedRun(range(1000, 0, -1))
+    recipe("aggressive").step(run)
+    assert run.moved == [("encoder",)] * 99 + [("decoder",)]
+
+
+def test_the_phase_ends_for_good_when_information_falls():
+    step = recipe("aggressive", window=1, updates=1).step
+    run = ScriptedRun([1.0] * 100, [None, 0.5, 0.9, 0.8, 2.0, 3.0])
+    for _ in range(6):
+        step(run)
+    inner, both = [("encoder",), ("decoder",)], [()]
+    assert run.moved == inner * 3 + both * 3
+    assert not step.aggressive
+
+
+def test_a_first_estimate_below_zero_ends_the_phase():
+    step = recipe("aggressive", window=1, updates=1).step
+    run = ScriptedRun([1.0] * 9, [-0.01])
+    step(run)
+    assert run.moved == [()]
+
+
+def test_the_phase_is_part_of_the_state():
+    step = recipe("aggressive").step
+    step.aggressive, step.information = False, 1.25
+    other = recipe("aggressive").step
+    other.load_state_dict(step.state_dict())
+    assert (other.aggressive, other.information) == (False, 1.25)
