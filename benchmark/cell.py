@@ -1,10 +1,12 @@
 """One cell, from prepared data to a record: train, select, evaluate, write down."""
 
 import ctypes
+import hashlib
 import json
 import logging
 import resource
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,14 +28,22 @@ from benchmark.data.corpus import Corpus, Split
 from benchmark.evaluate import Effort, Report, Stopped, evaluate
 from benchmark.record import RunDirectory
 from benchmark.task import CellTask
-from benchmark.train import LAST, Diverged, Progress, Trainer
+from benchmark.train import (
+    Damaged,
+    Diverged,
+    Progress,
+    Trainer,
+    Unfit,
+    out_of_memory,
+    read_tensors,
+    write_tensors,
+)
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = 300.0  # s between checkpoints within an epoch
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SAMPLES = 16  # sentences of each kind in samples.jsonl
-SIGNS_OF_LIFE = ("metrics.jsonl", "log.txt")
+BEST, FINISHED = "checkpoints/best.pt", "checkpoints/evaluation.pt"
 
 
 def choose_device(config: DictConfig) -> torch.device:
@@ -115,11 +125,14 @@ def run_cell(
     """Train, evaluate and record the cell of `directory`, from where it was cut off.
 
     Returns the status: done, stopped (at `stop_after`), interrupted, diverged or failed; the
-    record tells the reason. Raises record.Busy if another process writes the cell.
+    record tells the reason. Whatever it was, called again it goes on from the newest checkpoint.
+    Raises record.Busy if another process writes the cell, record.LeaseLost if one took it over,
+    and OSError if nothing can be recorded; then run.json stays as it was.
     """
     with directory.lease(), logging_to(directory.path / "log.txt"):
         directory.clean()
         (directory.path / "error.txt").unlink(missing_ok=True)
+        before = directory.read() or {}
         method_file = sys.modules[find_method(config.method.name).__module__].__file__
         about = record.provenance(method_file) | {
             "data_hash": corpus.hash,
@@ -127,31 +140,51 @@ def run_cell(
         }
         directory.write(status="running", reason=None, provenance=about)
         try:
-            outcome = _Cell(directory, config, corpus, device, stop_requested, progress).run()
-        except Stopped:
-            outcome = {"status": "interrupted"}
-        except Diverged as error:
-            outcome = {"status": "diverged", "reason": str(error)}
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            reason = (
-                f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
-            )
-            outcome = {"status": "failed", "reason": reason}
-        except (record.LeaseLost, UserError):
+            cell = _Cell(directory, config, corpus, device, stop_requested, progress)
+            outcome = cell.run(before, about)
+            directory.write(**outcome)
+        except record.LeaseLost:
             raise
         except Exception as error:
-            directory.save_text("error.txt", traceback.format_exc())
-            outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        directory.write(**outcome)
+            outcome = _failure(error)
+            if not isinstance(error, SENTENCES):
+                directory.save_text("error.txt", traceback.format_exc())
+            directory.write(**outcome)
+        if outcome["status"] in ("done", "stopped"):
+            (directory.path / FINISHED).unlink(missing_ok=True)
         if outcome["status"] == "done":
-            _keep_only_best(directory.path / "checkpoints")
+            for path in (directory.path / BEST).parent.iterdir():
+                if path.name != Path(BEST).name:
+                    path.unlink()
         return outcome["status"]
+
+
+SENTENCES = (UserError, Diverged, Damaged, Unfit, OSError)
+"""Errors that say all there is to say: nobody needs their traceback."""
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """What becomes of run.json: the status and the reason, one sentence."""
+    if isinstance(error, Diverged):
+        return {"status": "diverged", "reason": str(error)}
+    first = str(error).partition("\n")[0]
+    if out_of_memory(error):
+        reason = f"out of memory: {first}" if first else "out of memory"
+    elif isinstance(error, OSError):
+        reason = f"{error.filename}: {error.strerror}" if error.filename else first
+    elif isinstance(error, SENTENCES):
+        reason = first
+    else:
+        reason = f"{type(error).__name__}: {first}"
+    return {"status": "failed", "reason": reason}
 
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """The harness's log, also appended to a file."""
     handler = logging.FileHandler(path)
+    # a full disk is told once, by whatever cannot be saved, and not by a traceback for each line
+    handler.handleError = lambda record: None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("benchmark")
     logger.addHandler(handler)
@@ -162,11 +195,37 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _keep_only_best(checkpoints: Path) -> None:
-    for best in checkpoints.glob("best-*.pt"):
-        best.replace(checkpoints / "best.pt")
-    for name in ("last.pt", "previous.pt"):
-        (checkpoints / name).unlink(missing_ok=True)
+class _Finished(dict[str, dict[str, np.ndarray]]):
+    """What an evaluation that is under way has finished, by `evaluate`'s keys; on disk now and
+    then. weights: the file of those it belongs to, and to no others."""
+
+    def __init__(self, directory: RunDirectory, weights: str, rest: str, every: float):
+        super().__init__()
+        with (directory.path / weights).open("rb") as file:
+            self.key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {rest}"
+        self.directory, self.every, self.saved = directory, every, time.monotonic()
+        try:
+            found = read_tensors(directory.path / FINISHED)
+            if found["key"] == self.key:
+                for name, scores in found["finished"].items():
+                    self[name] = {score: value.numpy() for score, value in scores.items()}
+        except FileNotFoundError:
+            pass
+        except (Damaged, LookupError, TypeError, AttributeError) as error:
+            log.warning("finished sentences are evaluated again: %s", error)
+            self.clear()
+
+    def save(self) -> None:
+        tensors = {
+            name: {score: torch.from_numpy(value) for score, value in scores.items()}
+            for name, scores in self.items()
+        }
+        write_tensors(self.directory, FINISHED, {"key": self.key, "finished": tensors})
+        self.saved = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved > self.every:
+            self.save()
 
 
 class _Cell:
@@ -183,6 +242,7 @@ class _Cell:
     ):
         self.directory, self.config, self.corpus, self.device = directory, config, corpus, device
         self.stop_requested, self.progress = stop_requested, progress
+        self.finished: _Finished | None = None
         prepare_torch(config, device)
         self.task, batches = make_task(config, corpus)
         method = config.method
@@ -221,8 +281,15 @@ class _Cell:
             exact_nll=self.corpus.exact_nll(split.name),
             truth_mi=self.corpus.truth_mi,
             temperature=temperature,
-            stop_requested=self.stop_requested,
+            finished=self.finished,
+            stop_requested=self.ask,
         )
+
+    def ask(self) -> bool:
+        """Between batches of an evaluation: whether to stop."""
+        if self.finished is not None:
+            self.finished.save_now_and_then()
+        return self.stop_requested()
 
     def validate(self) -> Report:
         return self.measure(self.corpus.valid, Effort.validation(self.evaluation))
@@ -231,33 +298,47 @@ class _Cell:
     def evaluation(self) -> Evaluation:
         return self.config.budget.evaluation
 
-    def run(self) -> dict[str, Any]:
-        """Train and evaluate; returns what becomes of run.json."""
+    def run(self, before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+        """Train and evaluate, told the record as it was and the provenance as it is; returns what
+        becomes of run.json."""
         trainer, task = self.trainer, self.task
-        lost = self.resume()
+        lost = self.resume(before, about)
         until = task.steps
         if self.config.stop_after is not None:
             until = min(until, max(1, round(self.config.stop_after * task.steps_per_epoch)))
         if trainer.t < until and not trainer.ended:
             log.info("training from step %d to %d on %s", trainer.t, until, self.device)
-        if not trainer.train(until, self.stop_requested, SAVE_EVERY, self.progress):
+        every = self.config.save_every
+        if not trainer.train(until, self.stop_requested, every, self.progress):
             return {"status": "interrupted", "cost": self.cost(lost)}
         trainer.save()
         ended = trainer.ended or trainer.t >= task.steps
         selected = trainer.load_best()
+        write_tensors(self.directory, BEST, trainer.weights())
         log.info("evaluating the checkpoint of step %d", selected)
+        how = f"{self.evaluation} {self.device.type} {about['fingerprint']}"
+        self.finished = _Finished(self.directory, BEST, how, every)
+        try:
+            found = self.evaluate(selected)
+        except Stopped:
+            self.finished.save()
+            return {"status": "interrupted", "cost": self.cost(lost)}
+        return found | {"status": "done" if ended else "stopped", "cost": self.cost(lost)}
+
+    def evaluate(self, selected: int) -> dict[str, Any]:
+        """Measure the selected weights and write down all but run.json, of which it returns the
+        fields. Raises Stopped."""
         # The test's effort, but for the importance-weighted bound, which validation has small.
         final = Effort.final(self.evaluation)
         small = Effort.validation(self.evaluation)
         middle = replace(final, nll_samples=small.nll_samples, nll_sentences=small.nll_sentences)
         valid = self.measure(self.corpus.valid, middle)
         test = self.measure(self.corpus.test, final, valid.temperature)
-        trainer.record("test", test.numbers, test.estimators, step=selected)
+        self.trainer.record("test", test.numbers, test.estimators, step=selected)
         self.directory.save_npz("units.npz", **self.units(test))
         self.directory.save_npz("sentences.npz", **test.sentences)
         self.directory.save_text("samples.jsonl", self.samples())
         return {
-            "status": "done" if ended else "stopped",
             "selected_step": selected,
             "summary": {"valid": valid.summary, "test": test.summary},
             "notes": {
@@ -265,21 +346,25 @@ class _Cell:
                 for split, report in (("valid", valid), ("test", test))
                 for name, reason in report.notes.items()
             },
-            "cost": self.cost(lost),
         }
 
-    def resume(self) -> float:
-        """Go on from the newest checkpoint; returns the seconds of work lost so far in the cell's
-        life, from a checkpoint to the last sign of life behind it."""
-        before = self.directory.read() or {}
-        lost = float(before.get("cost", {}).get("lost_seconds") or 0.0)
-        files = [path for path in self.directory.path.iterdir() if path.name in SIGNS_OF_LIFE]
-        alive = max((path.stat().st_mtime for path in files), default=0.0)
-        checkpoint = self.directory.path / LAST
-        saved = checkpoint.stat().st_mtime if checkpoint.exists() else alive
-        if self.trainer.resume():
-            log.info("going on from the checkpoint of step %d", self.trainer.t)
-            lost += max(0.0, alive - saved)
+    def resume(self, before: dict[str, Any], about: dict[str, Any]) -> float:
+        """Go on from the newest checkpoint; returns the seconds of training that the cell has had
+        to do again in its life. The lines behind the checkpoint tell, by the trainer's own clock:
+        after a clean stop there are none."""
+        trainer, cost, was = self.trainer, before.get("cost", {}), before.get("provenance", {})
+        reached = trainer.metrics.seconds
+        if was.get("data_hash", self.corpus.hash) != self.corpus.hash:
+            log.warning("the data has changed since: training starts over")
+            trainer.forget()
+        elif trainer.resume():
+            log.info("going on from the checkpoint of step %d", trainer.t)
+            earlier = {*was.get("earlier_fingerprints", ()), was.get("fingerprint")}
+            if earlier := sorted(earlier - {None, about["fingerprint"]}):
+                log.warning("the code has changed since: this result will be of several versions")
+                self.directory.write(provenance=about | {"earlier_fingerprints": earlier})
+        lost = float(cost.get("lost_seconds") or 0.0) + max(0.0, reached - trainer.seconds)
+        self.directory.write(cost=cost | {"lost_seconds": lost})
         return lost
 
     def units(self, test: Report) -> dict[str, np.ndarray]:

@@ -2,14 +2,55 @@
 
 One cell's configuration is these classes filled from configs/, but for `method`, whose schema is
 the method's own dataclass. A default that stands in a class here is neutral: a field that holds it
-is no part of a cell's identity, so that a field added later changes no identity.
+is no part of a cell's identity, so that a field added later changes no identity. A field's range
+stands beside it, as the metadata `must`; null, where the type allows it, is out of no range.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
+
+from benchmark.record import NAME
+
+
+@dataclass(frozen=True)
+class Must:
+    """What a value must do, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def must(words: str, holds: Callable[[Any], bool], **default: Any) -> Any:
+    """A field with a range."""
+    return field(**(default or {"default": MISSING}), metadata={"must": Must(words, holds)})
+
+
+def positive(default: Any = MISSING) -> Any:
+    return must("be above 0", lambda value: value > 0, default=default)
+
+
+def at_least(least: int, default: Any = MISSING) -> Any:
+    return must(f"be at least {least}", lambda value: value >= least, default=default)
+
+
+def per_split(fits: Callable[[Any], bool], words: str) -> Any:
+    """A field by train, valid and test."""
+    return must(
+        f"have {words} by train, valid and test",
+        lambda value: all(k in ("train", "valid", "test") and fits(value[k]) for k in value),
+        default_factory=dict,
+    )
+
+
+def share(default: Any = MISSING) -> Any:
+    return must("lie in [0, 1)", lambda value: 0 <= value < 1, default=default)
 
 
 class Tokens(Enum):
@@ -47,19 +88,22 @@ class Optimiser(Enum):
 class Sizes:
     """The data set's part in the model's sizes, as its papers have them."""
 
-    embedding: int = MISSING
-    hidden: int = MISSING
-    latent: int = MISSING
-    dropout: float = MISSING
-    init: float = 0.01  # bound of the uniform initialisation (He et al. 2019)
-    init_embedding: float = 0.1  # the embeddings' bound
+    embedding: int = positive()
+    hidden: int = positive()
+    latent: int = positive()
+    dropout: float = share()
+    init: float = positive(0.01)  # bound of the uniform initialisation (He et al. 2019)
+    init_embedding: float = positive(0.1)  # the embeddings' bound
 
 
 @dataclass
 class Dataset:
     """One of: a generator with a known truth, a hub data set, a local folder (`path`)."""
 
-    name: str = MISSING
+    name: str = must(
+        "be letters, digits, '_', '-', '+' and '.', the first no '.'",
+        lambda value: NAME.fullmatch(value) is not None,
+    )
     # where the text comes from; `path` (a folder, or a copy of the hub repository) is no content
     path: str | None = None
     hub: str | None = None
@@ -70,21 +114,21 @@ class Dataset:
     columns: list[str] = field(default_factory=list)  # text columns
     join: str | None = " "  # what stands between them; null: each column is a sentence of its own
     label: str | None = None  # label column
-    splits: dict[str, str] = field(default_factory=dict)  # train/valid/test -> the hub's split
-    sentences: dict[str, int] = field(default_factory=dict)  # train/valid/test -> how many to draw
+    splits: dict[str, str] = per_split(bool, "names of the hub's splits")
+    sentences: dict[str, int] = per_split(lambda n: n > 0, "counts above 0")  # how many to draw
     distinct: bool = False  # a sentence that has been met, in any split, is passed over
-    split_seed: int = 0
+    split_seed: int = at_least(0, 0)
     # what becomes of it
     tokens: Tokens = Tokens.words
-    max_tokens: int | None = None
+    max_tokens: int | None = positive(None)
     overlong: Overlong = Overlong.drop
-    vocabulary: int | None = None  # most frequent words kept, specials not counted
-    min_count: int = 1
+    vocabulary: int | None = positive(None)  # most frequent words kept, specials not counted
+    min_count: int = positive(1)
     # what training takes from it
     sizes: Sizes = field(default_factory=Sizes)
-    batch_size: int = MISSING
-    learning_rate: float = MISSING  # Adam's
-    nll_sentences: int | None = 500  # of test, measured by importance sampling; null: all
+    batch_size: int = positive()
+    learning_rate: float = positive()  # Adam's
+    nll_sentences: int | None = positive(500)  # of test, measured by importance sampling; null: all
     licence: str | None = None  # where text may not be passed on, why
 
 
@@ -92,12 +136,12 @@ class Dataset:
 class Model:
     """The sentence VAE of He et al. 2019; sizes are the data set's unless overridden."""
 
-    embedding: int = MISSING
-    hidden: int = MISSING
-    latent: int = MISSING
-    dropout: float = MISSING
-    init: float = 0.01
-    init_embedding: float = 0.1
+    embedding: int = positive()
+    hidden: int = positive()
+    latent: int = positive()
+    dropout: float = share()
+    init: float = positive(0.01)
+    init_embedding: float = positive(0.1)
 
 
 @dataclass
@@ -105,26 +149,26 @@ class Halving:
     """He et al.'s schedule: halve the rate and reload the best checkpoint when the validation
     loss has not improved `patience` times, from epoch `first_epoch` (counted from 0) on."""
 
-    patience: int = 2
-    first_epoch: int = 15
-    most: int = 5  # decays, after which training ends
+    patience: int = positive(2)
+    first_epoch: int = at_least(0, 15)
+    most: int = positive(5)  # decays, after which training ends
 
 
 @dataclass
 class Evaluation:
     """How much is spent on measuring; each pair is samples (or candidates) x sentences."""
 
-    elbo_samples: int = 10
-    nll_samples: int = 500
-    nll_sentences: int | None = 500  # None: the whole split
-    read_candidates: int = 64
-    read_sentences: int = 500
+    elbo_samples: int = positive(10)
+    nll_samples: int = positive(500)
+    nll_sentences: int | None = positive(500)  # None: the whole split
+    read_candidates: int = at_least(2, 64)
+    read_sentences: int = positive(500)
     # validation, at each epoch's end
-    valid_nll_samples: int = 16
-    valid_nll_sentences: int = 500
-    valid_read_candidates: int = 16
-    valid_read_sentences: int = 100
-    every: int | None = None  # extra records every so many steps, which nothing reads
+    valid_nll_samples: int = positive(16)
+    valid_nll_sentences: int = positive(500)
+    valid_read_candidates: int = at_least(2, 16)
+    valid_read_sentences: int = positive(100)
+    every: int | None = positive(None)  # extra records every so many steps, which nothing reads
 
 
 @dataclass
@@ -132,16 +176,16 @@ class Budget:
     """How long and how a cell is trained, and how closely it is measured."""
 
     name: str = MISSING
-    epochs: float | None = None  # of outer steps
-    steps: int | None = None  # in place of epochs
-    batch_size: int = MISSING
+    epochs: float | None = positive(None)  # of outer steps
+    steps: int | None = positive(None)  # in place of epochs
+    batch_size: int = positive()
     optimiser: Optimiser = MISSING
-    learning_rate: float = MISSING
-    clip: float = MISSING
+    learning_rate: float = positive()
+    clip: float = positive()
     halving: Halving | None = None
-    select: str = MISSING  # nll or neg_elbo
-    max_embedding: int | None = None
-    max_hidden: int | None = None
+    select: str = must("be nll or neg_elbo", lambda value: value in ("nll", "neg_elbo"))
+    max_embedding: int | None = positive(None)
+    max_hidden: int | None = positive(None)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
 
@@ -155,10 +199,13 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     batching: Batching = Batching.exact
     precision: Precision = Precision.fp32
-    seed: int = 0
+    seed: int = must("lie in [0, 2^63)", lambda value: 0 <= value < 2**63, default=0)
     # no part of a result
     device: str = "auto"
-    threads: int | None = None  # torch threads on CPU
+    threads: int | None = positive(None)  # torch threads on CPU
+    save_every: float = at_least(0, 300.0)  # s between checkpoints within an epoch
     results_dir: str = "results"
     data_dir: str = "data"
-    stop_after: float | None = None  # epochs; the cell keeps its budget's schedules and ends there
+    stop_after: float | None = positive(
+        None
+    )  # epochs; the cell keeps its budget's schedules and ends there

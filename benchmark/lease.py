@@ -72,9 +72,10 @@ class Lease:
 
     The holder counts up in its file every `beat` s, through the open descriptor, which cannot
     touch a successor's. A lease may be succeeded if it says that it was released; if its process
-    is gone, by this machine's own process table; or if its count stands still for `stale` s of
-    the *observer's* monotonic clock: neither clocks that jump nor two machines' differing ones
-    matter. A holder suspended between `check` and a rename can still do that one rename.
+    is gone, by this machine's own process table, which may also show that it lives; or, where
+    that table does not tell, if its count stands still for `stale` s of the *observer's*
+    monotonic clock: neither clocks that jump nor two machines' differing ones matter. A holder
+    suspended between `check` and a rename can still do that one rename.
     """
 
     def __init__(self, folder: Path, attempt: str, beat: float, stale: float) -> None:
@@ -94,7 +95,7 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lease, after a wait of `stale` s if its holder cannot be told from a dead one.
+        """Take the lease, after a wait of `stale` s if its holder may have died elsewhere.
 
         Raises Busy if the holder lives.
         """
@@ -142,10 +143,13 @@ class Lease:
         content = self._read(number)
         owner = _owner(content)
         name = f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}"
+        busy = Busy(f"{self.folder} is being written by {name}: wait for it, or stop it")
         if content is None:
             return False
-        if owner.get("released") or _gone(owner):
+        if owner.get("released") or _lives(owner) is False:
             return True
+        if _lives(owner):
+            raise busy
         log.warning(
             "%s may be in use by %s; waiting up to %g s for a sign of life",
             *(self.folder, name, self.stale),
@@ -155,10 +159,10 @@ class Lease:
             time.sleep(min(1.0, self.stale / 20))
             now = self._read(number)
             owner = _owner(now)
-            if now is None or owner.get("released") or _gone(owner):
+            if now is None or owner.get("released"):
                 return now is not None
             if now != content:
-                raise Busy(f"{self.folder} is being written by {name}: wait for it, or stop it")
+                raise busy
         return True
 
     def _beat(self) -> None:
@@ -217,11 +221,12 @@ def _owner(content: bytes | None) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _gone(owner: Mapping[str, Any]) -> bool:
-    """Whether a lease's process is known to have ended: it ran here, since boot, and is no more."""
+def _lives(owner: Mapping[str, Any]) -> bool | None:
+    """Whether a lease's process is running; None where that cannot be seen from here."""
     if not isinstance(owner.get("pid"), int) or not owner.get("boot"):
-        return False
+        return None
     now = _process(owner["pid"])
     # containers share host and boot, not processes; and /proc may hide other users' processes
-    seen = all(now[key] == owner.get(key) for key in ("host", "boot", "namespace", "uid"))
-    return seen and now["start"] != owner.get("start")
+    if any(now[key] != owner.get(key) for key in ("host", "boot", "namespace", "uid")):
+        return None
+    return now["start"] is not None and now["start"] == owner.get("start")

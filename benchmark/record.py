@@ -86,6 +86,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # of a folder, and of nothin
 FIELDS = ("status", "reason", "selected_step", "summary", "notes", "cost", "provenance")
 
 
+class Damaged(ValueError):
+    """run.json breaks the schema."""
+
+
 class RunDirectory:
     """One cell's folder. Its reader needs nothing; its writer holds `lease()`.
 
@@ -111,7 +115,7 @@ class RunDirectory:
         create(self.path / "run.json", _json(record), self.attempt)
 
     def read(self) -> dict[str, Any] | None:
-        """run.json, or None where there is none. Raises ValueError if it breaks the schema."""
+        """run.json, or None where there is none. Raises Damaged if it breaks the schema."""
         try:
             text = (self.path / "run.json").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -122,7 +126,11 @@ class RunDirectory:
         except (ValueError, RecursionError) as error:
             problems = [f"it is no JSON ({error})"]
         if problems:
-            raise ValueError(f"{self.path / 'run.json'} is damaged: {'; '.join(problems)}")
+            where = self.path / "run.json"
+            raise Damaged(
+                f"{where} is damaged: {'; '.join(problems)}; remove it, and the same command "
+                "goes on from the checkpoint"
+            )
         return record
 
     def write(self, **changes: Any) -> None:
@@ -158,11 +166,12 @@ class RunDirectory:
         target.parent.mkdir(exist_ok=True)
         temporary = temporary_path(target, self.attempt)
         try:
-            yield temporary
-            sync(temporary)
-            self.check()
-            os.replace(temporary, target)
-            sync(target.parent)
+            with _naming(target):
+                yield temporary
+                sync(temporary)
+                self.check()
+                os.replace(temporary, target)
+                sync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -211,7 +220,7 @@ class Metrics:
     def __init__(self, path: Path, check: Callable[[], None]) -> None:
         self.path, self._check = path, check
         path.touch()
-        self.cut(path.read_bytes().rfind(b"\n") + 1)
+        self._truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def add(
         self,
@@ -238,7 +247,7 @@ class Metrics:
             }
             for metric, value in values.items()
         ]
-        with self.path.open("ab") as file:
+        with _naming(self.path), self.path.open("ab") as file:
             file.write(b"".join(_json(line, indent=None) for line in lines))
 
     @property
@@ -247,19 +256,40 @@ class Metrics:
         sync(self.path)
         return self.path.stat().st_size
 
+    @property
+    def seconds(self) -> float:
+        """Of training, when the newest line was written; 0 where none can be read."""
+        line = self.path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        try:
+            return float(json.loads(line)["seconds"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return 0.0
+
     def cut(self, offset: int) -> None:
-        """Forget what was written behind `offset`. Raises ValueError if there is less."""
-        size = self.path.stat().st_size
-        if size < offset:
-            raise ValueError(f"{self.path} has {size} bytes, fewer than the {offset} of before")
-        if size > offset:
+        """Forget what was written behind `offset`. Raises ValueError, and forgets nothing, if
+        there is less, or damage before it."""
+        content = self.path.read_bytes()
+        if len(content) < offset:
+            problem = f"has {len(content)} bytes, fewer than the {offset} of before"
+            raise ValueError(f"{self.path} {problem}")
+        if offset and content[offset - 1 : offset] != b"\n":
+            raise ValueError(f"{self.path} has no line that ends at byte {offset}, as before")
+        _parse(content[:offset], self.path)
+        self._truncate(offset)
+
+    def _truncate(self, size: int) -> None:
+        if self.path.stat().st_size > size:
             self._check()
-            os.truncate(self.path, offset)
+            os.truncate(self.path, size)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a torn last one is ignored. Raises ValueError for another."""
-    whole, _, _ = Path(path).read_bytes().rpartition(b"\n")
+    return _parse(Path(path).read_bytes(), Path(path))
+
+
+def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
+    whole, _, _ = content.rpartition(b"\n")
     lines = []
     for number, text in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
@@ -416,6 +446,16 @@ def _missing(path: Path) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
     return problems
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Have errors of writing, such as a full disk's, say of which file they are."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(target)
+        raise
 
 
 def _finite(value: Any, where: str = "", notes: dict[str, str] | None = None) -> Any:

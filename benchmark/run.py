@@ -1,20 +1,26 @@
 """Train, evaluate and record one cell: `python -m benchmark.run method=vae dataset=synthetic`.
 
-A done cell returns at once, one that was cut off goes on. With -m several cells run one after
-another, and the failure of one stops none.
+A done cell returns at once; one that was cut off, was stopped or failed goes on from its newest
+checkpoint. One that diverged would diverge again: it says so at once, until its folder is removed.
+With -m several cells run one after another, and the failure of one stops none; TERM and INT end
+them all.
 """
 
+import errno
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from benchmark import compose, record
@@ -24,13 +30,18 @@ from benchmark.grid import Cell, identity
 log = logging.getLogger(__name__)
 
 FAILURE = 1
-_exits: list[int] = []  # of the cells of this process
+# errors of the operating system that are the machine's, not the program's
+OF_THE_PLACE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
+}
 
 
 def make_cell(config: DictConfig, method: str, overridden: list[str]) -> Cell:
     """The cell that a checked configuration is; `method` names its config, `overridden` are the
     command line's words."""
-    changed = [word.removeprefix("method.") for word in overridden if word.startswith("method.")]
+    words = [word.lstrip("+~") for word in overridden]
+    changed = [word.removeprefix("method.") for word in words if word.startswith("method.")]
     return Cell(
         dataset=config.dataset.name,
         method=method,
@@ -58,6 +69,12 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def end_at_once(number: int, frame: Any) -> None:
+    """What TERM and INT do before there is anything to save: what is half prepared is removed."""
+    log.warning("ended by %s before training began", signal.Signals(number).name)
+    sys.exit(128 + number)
 
 
 @contextmanager
@@ -88,20 +105,31 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
     """Run one checked cell; returns the exit status."""
-    results = Path(config.results_dir)
     cell = make_cell(config, method, overridden)
-    directory = record.RunDirectory(cell.path(results))
-    known = directory.read()
+    directory = record.RunDirectory(cell.path(config.results_dir))
+    try:
+        known = directory.read()
+    except ValueError as error:
+        raise compose.UserError(f"{error}; move that folder away to run the cell anew.") from error
     if known is not None and known["status"] == "done":
         _say(f"{cell.key} is done already.\n{_line(known)}\nrecord: {directory.path}")
         return 0
+    if known is not None and known["status"] == "diverged":
+        log.error(
+            "%s has diverged: %s; remove %s to run it again",
+            *(cell.key, known["reason"], directory.path),
+        )
+        return FAILURE
+
+    compose.writable("results_dir", config.results_dir)
+    data = compose.writable("data_dir", config.data_dir)
 
     from benchmark import cell as cells
     from benchmark.data.corpus import load
     from benchmark.data.prepare import prepare
 
     device = cells.choose_device(config)
-    corpus = load(prepare(config.dataset, Path(config.data_dir)))
+    corpus = load(prepare(config.dataset, data))
     directory.create(cell, OmegaConf.to_yaml(config))
     with stop_signals() as stopped, progress_bar(cell.variant) as progress:
         status = cells.run_cell(
@@ -115,7 +143,7 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
         return 0
     if status == "interrupted":
         log.warning("%s: saved; the same command goes on from here", cell.key)
-        return 128 + received
+        sys.exit(128 + received)  # no other cell of this command is begun
     log.error("%s: %s: %s (see %s)", cell.key, status, done["reason"], directory.path)
     return FAILURE
 
@@ -132,32 +160,93 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+def run_words(words: list[str]) -> int:
+    """Run the cell that these words make; returns the exit status. Bad input is told in one
+    sentence on stderr; an error of the program's own keeps its traceback."""
+    try:
+        config, method = compose.cell(words)
+        return run_one(config, method, words)
+    except (compose.UserError, DataError, record.Busy, record.LeaseLost) as error:
+        return _refuse(error)
+    except OSError as error:
+        if error.errno not in OF_THE_PLACE:
+            raise
+        return _refuse(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+
+
+def run_all(cells: list[list[str]]) -> int:
+    """Run cells one after another; the failure of one stops none."""
+    worst = 0
+    for words in cells:
+        _say(f"== {' '.join(words)}")
+        try:
+            worst = max(worst, run_words(words))
+        except Exception:
+            traceback.print_exc()
+            worst = FAILURE
+    return worst
+
+
+def _refuse(problem: object) -> int:
+    sys.stderr.write(compose.sentence(problem) + "\n")
+    return FAILURE
+
+
+def _flags(arguments: Sequence[str]) -> Namespace:
+    """Hydra's own flags and the words."""
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        raise compose.UserError(f"{message}; --help tells what there is.")
+
+    parser.error = error  # argparse's own would print its usage too
+    return parser.parse_intermixed_args(arguments)
+
+
 @hydra.main(version_base="1.3", config_path=str(compose.CONFIGS), config_name="config")
 def _hydra_main(composed: DictConfig) -> None:
-    chosen = HydraConfig.get()
-    overridden = list(chosen.overrides.task)
-    try:
-        keys = [word.split("=")[0].lstrip("+~") for word in overridden]
-        config = compose.typed(composed, keys)
-        _exits.append(run_one(config, chosen.runtime.choices["method"], overridden))
-    except (compose.UserError, DataError, record.Busy, record.LeaseLost) as error:
-        log.error("%s", error)
-        _exits.append(FAILURE)
+    raise AssertionError("Hydra prints here, and runs nothing")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("benchmark").setLevel(logging.INFO)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one sentence
     # cuBLAS is reproducible only with a workspace of its own, set before it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    old = {number: signal.signal(number, end_at_once) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        status = _answer(_flags(sys.argv[1:] if arguments is None else arguments))
+    except compose.UserError as error:
+        status = _refuse(error)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    sys.exit(status)
+
+
+def _answer(flags: Namespace) -> int:
+    runs = not any((flags.help, flags.hydra_help, flags.info, flags.shell_completion, flags.cfg))
+    if not runs and (flags.cfg != "job" or flags.package):
+        return _ask_hydra()
+    with compose.hydra_ready(flags.config_dir):
+        if flags.cfg:
+            _say(OmegaConf.to_yaml(compose.cell(flags.overrides)[0]).rstrip())
+            return 0
+        if flags.multirun:
+            return run_all(compose.sweep(flags.overrides))
+        return run_words(flags.overrides)
+
+
+def _ask_hydra() -> int:
+    """Help and the like, which Hydra prints; it reads the command line itself."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one sentence
+    Plugins.instance().register(compose.PluginConfigs)
     try:
         _hydra_main()
     except compose.HYDRA_ERRORS as error:
-        log.error("%s", compose.explain(error))
-        sys.exit(2)
-    sys.exit(max(_exits, default=0))
+        return _refuse(compose.explain(error))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Training of one cell: the verbs a step may use, the budget, the learning-rate schedule, the
 selection of a checkpoint, and a state from which training goes on exactly."""
 
+import io
 import logging
 import math
-import pickle
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from benchmark.api import Batch, Recipe
 from benchmark.config import Budget, Halving, Optimiser
 from benchmark.data.batches import order
 from benchmark.data.corpus import Split
-from benchmark.evaluate import Report
+from benchmark.evaluate import Report, Stopped
 from benchmark.objectives import negative_elbo
 from benchmark.record import Metrics, RunDirectory
 from benchmark.task import CellTask
@@ -36,6 +38,47 @@ LAST, PREVIOUS = "checkpoints/last.pt", "checkpoints/previous.pt"
 
 class Diverged(RuntimeError):
     """The loss or a validation score is not a finite number."""
+
+
+class Damaged(RuntimeError):
+    """A file of tensors does not hold what was written, or nothing that may be read."""
+
+
+class Unfit(RuntimeError):
+    """A checkpoint is whole, but of another model or another program."""
+
+
+def write_tensors(directory: RunDirectory, name: str, value: Any) -> None:
+    """Write a file of tensors, all at once."""
+    # Through Python's file, whose errors name a full disk; torch's own say "unexpected pos".
+    with directory.replacing(name) as path, path.open("wb") as file:
+        torch.save(value, file)
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What `write_tensors` wrote; executes nothing, whoever wrote the file.
+
+    Raises Damaged, and OSError where it cannot be read, which says nothing about what it holds.
+    """
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with zipfile.ZipFile(content) as archive:
+            broken = archive.testzip()  # torch would load it: it does not check the sums
+        if broken is None:
+            content.seek(0)
+            return torch.load(content, map_location=device, weights_only=True)
+        reason = f"the checksum of {broken} is wrong"
+    except Exception as error:  # wrong bytes may raise anything
+        if out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    raise Damaged(f"{path} is damaged ({reason})")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on a CPU torch has no class of errors for that."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def joint_step(run: "Trainer") -> dict[str, Tensor]:
@@ -130,7 +173,8 @@ class Trainer:
         self.count = {"batches": 0, "backwards": 0, "tokens": 0}
         self.seconds = 0.0  # of training alone
         self._asked: dict[str, int] = {}
-        self._kept: list[int | None] = []  # the best steps that `previous` and `last` refer to
+        self._validated = 0  # the newest step after which no validation is owed any more
+        self._saved_best: int | None = None  # to which the newest checkpoint on disk refers
         self._others = torch.Generator().manual_seed(seed)
         self._batch: Batch | None = None
         self._logs: dict[str, Tensor] = {}
@@ -187,44 +231,64 @@ class Trainer:
         progress: Progress = lambda t, steps: None,
     ) -> bool:
         """Train up to `until` outer steps, or as far as the schedule goes; True if it got there,
-        False if it was asked to stop. `save_every` is in seconds."""
+        False, and saved, if it was asked to stop. `save_every` is in seconds."""
         saved = time.monotonic()
-        while self.t < until and not self.ended:
-            if stop_requested():
+        while self._owes_validation or (self.t < until and not self.ended):
+            try:
+                if stop_requested():
+                    raise Stopped
+                if self._owes_validation:
+                    self._validate()
+                    due = self._at_epoch
+                else:
+                    self._advance()
+                    progress(self.t, self.steps)
+                    due = False
+            except Stopped:  # also by a validation, which is then owed: no step is done again
                 self.save()
                 return False
-            began = time.monotonic()
-            self.model.train()
-            logs = self.step(self)
-            self.t += 1
-            self._batch = None
-            self._accumulate(logs)
-            at_epoch = self.t % self.steps_per_epoch == 0 or self.t == self.steps
-            reported = self.t % self.log_every == 0 or at_epoch
-            if reported:
-                self._report()  # reads the device, so the clock includes the work queued there
-            self.seconds += time.monotonic() - began
-            progress(self.t, self.steps)
-            if at_epoch:
-                self._after_epoch()
-            every = self.budget.evaluation.every
-            if every and self.t % every == 0 and not at_epoch:
-                report = self.validate()
-                self.record("valid", report.numbers, report.estimators)
-            if at_epoch or time.monotonic() - saved > save_every:
+            if due or time.monotonic() - saved > save_every:
                 self.save()
                 saved = time.monotonic()
         return True
 
-    def _after_epoch(self) -> None:
+    def _advance(self) -> None:
+        began = time.monotonic()
+        self.model.train()
+        logs = self.step(self)
+        self.t += 1
+        self._batch = None
+        self._accumulate(logs)
+        if self.t % self.log_every == 0 or self._at_epoch:
+            self._report()  # reads the device, so the clock includes the work queued there
+        self.seconds += time.monotonic() - began
+
+    @property
+    def _at_epoch(self) -> bool:
+        """Whether an epoch, or the budget, has just ended."""
+        return self.t % self.steps_per_epoch == 0 or self.t == self.steps
+
+    @property
+    def _owes_validation(self) -> bool:
+        every = self.budget.evaluation.every
+        due = self._at_epoch or (every is not None and self.t % every == 0)
+        return due and self._validated < self.t
+
+    def _validate(self) -> None:
         report = self.validate()
+        self.record("valid", report.numbers, report.estimators)
+        if self._at_epoch:
+            self._judge(report)
+        self._validated = self.t
+
+    def _judge(self, report: Report) -> None:
+        """What an epoch's validation decides: the selection, the learning rate, divergence."""
         scores = report.numbers
-        self.record("valid", scores, report.estimators)
         self.history.append(scores)
-        self._log(scores)
         units = {name: torch.from_numpy(column) for name, column in report.units.items()}
         self.units.append(units | {"step": torch.tensor(self.t)})
-        loss = scores["neg_elbo"]
+        # an implicit prior has no ELBO
+        loss = scores["rec"] if scores["neg_elbo"] is None else scores["neg_elbo"]
         score = -self.t if self.select == "last" else scores[self.select]
         if score is None:
             raise ValueError(f"the model has no {self.select} to select a checkpoint by")
@@ -232,8 +296,7 @@ class Trainer:
             raise Diverged(f"the validation loss is not finite after {self.t} steps")
         if self.t >= self.select_after and score < self.best_score:
             self.best_score, self.best_step = score, self.t
-            with self.directory.replacing(self._best_name(self.t)) as path:
-                torch.save(self._weights(), path)
+            write_tensors(self.directory, self._best_name(self.t), self.weights())
         if self.schedule is None:
             return
         epoch = self.t // self.steps_per_epoch - 1
@@ -242,15 +305,6 @@ class Trainer:
             self.load_best()
             self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
             self.ended = self.schedule.ended
-
-    def _log(self, scores: Scores) -> None:
-        shown = {name: scores.get(name) for name in ("nll", "neg_elbo", "kl", "z_gain", "i_read")}
-        log.info(
-            "step %d of %d (epoch %.2f): %s; %.0f tokens/s",
-            *(self.t, self.steps, self.t / self.steps_per_epoch),
-            ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None),
-            self.count["tokens"] / max(self.seconds, 1e-9),
-        )
 
     def _accumulate(self, logs: dict[str, Tensor]) -> None:
         for name, value in logs.items():
@@ -313,7 +367,7 @@ class Trainer:
         """All that training depends on, in types that `torch.load(weights_only=True)` accepts."""
         return {
             "t": self.t,
-            "weights": self._weights(),
+            "weights": self.weights(),
             "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
             "rate": self.rate,
             "schedule": None
@@ -327,6 +381,7 @@ class Trainer:
             "history": self.history,
             "units": self.units,
             "asked": self._asked,
+            "validated": self._validated,
             "best": [self.best_step, self.best_score],
             "ended": self.ended,
             "count": self.count,
@@ -350,13 +405,14 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
         self._others.set_state(state["others"])
         self.history, self._asked = state["history"], state["asked"]
-        self.units = state["units"]
+        self.units, self._validated = state["units"], state["validated"]
         self.best_step, self.best_score = state["best"]
         self.ended, self.count, self.seconds = state["ended"], state["count"], state["seconds"]
         self._logs = {name: value.to(self.device) for name, value in state["logs"].items()}
         self._logged = state["logged"]
 
-    def _weights(self) -> dict[str, dict[str, Tensor]]:
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Of the model and of every slot that is a module."""
         return {name: module.state_dict() for name, module in self.modules.items()}
 
     def _load_weights(self, weights: dict[str, dict[str, Tensor]]) -> None:
@@ -368,34 +424,63 @@ class Trainer:
         return f"checkpoints/best-{t}.pt"
 
     def save(self) -> None:
-        """Write the checkpoint `last`; the one before it stays as `previous`."""
+        """Write the checkpoint `last`; the one before it stays as `previous`, and of the selected
+        weights those to which one of the two refers."""
         last = self.directory.path / LAST
+        saved = {"trainer": self.state(), "metrics": self.metrics.offset}
         with self.directory.replacing(LAST) as path:
-            torch.save({"trainer": self.state(), "metrics": self.metrics.offset}, path)
+            with path.open("wb") as file:
+                torch.save(saved, file)
             self.directory.check()
             if last.exists():
                 last.replace(self.directory.path / PREVIOUS)
-        self._kept = [*self._kept[-1:], self.best_step]
+        keep = {self._best_name(step) for step in (self.best_step, self._saved_best) if step}
         for best in last.parent.glob("best-*.pt"):
-            if len(self._kept) == 2 and best.name not in (f"best-{step}.pt" for step in self._kept):
+            if f"checkpoints/{best.name}" not in keep:
                 best.unlink()
+        self._saved_best = self.best_step
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint that can be read; False if there is none."""
-        for name in (LAST, PREVIOUS):
-            path = self.directory.path / name
-            if not path.exists():
-                continue
+        """Go on from the newest checkpoint that is whole, with the selected weights and the
+        metrics that belong to it; False if there is none.
+
+        Raises Unfit if it is of another model.
+        """
+        last, previous = (self.directory.path / name for name in (LAST, PREVIOUS))
+        found = [path for path in (last, previous) if path.exists()]
+        for path in found:
             try:
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+                saved = read_tensors(path)
+                best = saved["trainer"]["best"][0]
+                if best is not None:
+                    read_tensors(self.directory.path / self._best_name(best))
                 self.metrics.cut(saved["metrics"])
-            except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.PickleError):
-                log.warning("%s is damaged and was passed over", path)
+            except (Damaged, FileNotFoundError, ValueError, LookupError, TypeError) as error:
+                log.warning("%s is passed over: %s", path, error)
                 continue
-            self.load_state(saved["trainer"])
+            self.directory.check()
+            path.replace(last)  # the next save must not put a damaged one in its place
+            try:
+                self.load_state(saved["trainer"])
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                if out_of_memory(error):
+                    raise
+                raise Unfit(
+                    f"{last} does not fit this program; remove {last.parent} to start over "
+                    f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+                ) from error
+            self._saved_best = self.best_step
             return True
-        self.metrics.cut(0)
+        self.forget()
+        if found:
+            log.warning("no checkpoint is left to go on from: training starts over")
         return False
+
+    def forget(self) -> None:
+        """Remove every checkpoint and metric."""
+        self.metrics.cut(0)
+        for path in (self.directory.path / LAST).parent.glob("*"):
+            path.unlink()
 
     def load_best(self) -> int:
         """Put the selected checkpoint's weights into the model and return its step; where none was
@@ -403,5 +488,5 @@ class Trainer:
         if self.best_step is None:
             return self.t
         path = self.directory.path / self._best_name(self.best_step)
-        self._load_weights(torch.load(path, map_location=self.device, weights_only=True))
+        self._load_weights(read_tensors(path, self.device))
         return self.best_step

@@ -90,7 +90,12 @@ def test_halving_with_other_fields_is_another():
     ("key", "value"),
     [
         *[("seed", 3), ("device", "cuda"), ("threads", 1), ("results_dir", "r")],
-        *[("data_dir", "x"), ("stop_after", 0.5), ("dataset__path", "/elsewhere")],
+        *[
+            ("data_dir", "x"),
+            ("stop_after", 0.5),
+            ("save_every", 0.0),
+            ("dataset__path", "/elsewhere"),
+        ],
         *[("dataset__batch_size", 8), ("dataset__learning_rate", 0.5)],
         *[("dataset__licence", "none"), ("dataset__sizes__hidden", 99)],
         ("budget__evaluation__every", 10),
@@ -104,7 +109,8 @@ def test_every_option_is_decided_on():
     """A new option fails here until someone says whether it defines a result."""
     elsewhere = {"path", "sizes", "batch_size", "learning_rate", "nll_sentences", "licence"}
     assert {f.name for f in fields(Dataset)} == {*CONTENT} | elsewhere
-    silent = {"dataset", "seed", "device", "threads", "results_dir", "data_dir", "stop_after"}
+    silent = {"dataset", "seed", "device", "threads", "results_dir", "data_dir"}
+    silent |= {"stop_after", "save_every"}
     assert {f.name for f in fields(Config)} == {*LISTED} | silent
 
 
