@@ -1,0 +1,140 @@
+"""Run directories as tables: one row a cell, one row a measurement; imports no torch.
+
+Nothing is dropped: what cannot be read, or must not be counted, is a row with the reason.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmark.record import SPLITS, SUMMARY, WORDS, RunDirectory, read_metrics, validate
+
+log = logging.getLogger(__name__)
+
+DAMAGED, DUPLICATE = "damaged", "duplicate"
+"""Two statuses beside the record's own: a directory that cannot be trusted, and another copy of
+a cell that is counted already."""
+
+KEY = ("dataset", "method", "id", "seed")
+COST = (
+    *("train_seconds", "lost_seconds", "tokens_per_second", "steps", "batches", "backwards"),
+    "peak_memory_mb",
+)
+PROVENANCE = ("commit", "fingerprint", "result_version", "data_hash")
+COLUMNS = (
+    *(*KEY, "variant", "status", "reason", "selected_step", "path"),
+    *(f"{split}/{name}" for split in SPLITS for name in SUMMARY),
+    *(f"cost/{name}" for name in COST),
+    *(f"provenance/{name}" for name in PROVENANCE),
+)
+LINE_WORDS, LINE_NUMBERS = (
+    ("split", "metric", "estimator"),
+    ("step", "value", "seconds", "batches", "backwards"),
+)
+
+
+def find_runs(results: str | Path) -> list[Path]:
+    """The run directories of a results folder, with a record or without, in order."""
+    return sorted(path for path in Path(results).glob("*/*/*/s*") if _is_run(path))
+
+
+def load_cells(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """One row a run directory of any of the results folders: COLUMNS, and `test/nll@name` and the
+    like where a model has them. A number that is not there is NaN, a word None."""
+    found = {path.resolve(): path for folder in folders for path in find_runs(folder)}
+    rows = [_row(path) for path in found.values()]
+    _mark_duplicates(rows)
+    columns: dict[str, pd.Series] = {}
+    for name in dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]):
+        values = [row.get(name) for row in rows]
+        columns[name] = (
+            pd.Series([_number(value) for value in values], dtype=float)
+            if _is_number(name)
+            else pd.Series(values, dtype="Int64" if name == "seed" else object)
+        )
+    return pd.DataFrame(columns)
+
+
+def load_curves(cells: pd.DataFrame) -> pd.DataFrame:
+    """Every line of the cells' metrics.jsonl, KEY in front; a file that cannot be read is logged
+    and gives none."""
+    columns: dict[str, list[Any]] = {name: [] for name in (*KEY, *LINE_WORDS, *LINE_NUMBERS)}
+    for cell in cells.to_dict("records"):
+        try:
+            lines = read_metrics(Path(cell["path"]) / "metrics.jsonl")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            log.warning("no curves: %s", error)
+            continue
+        for line in lines:
+            for name in KEY:
+                columns[name].append(cell[name])
+            for name in LINE_WORDS:
+                columns[name].append(_word(line.get(name)))
+            for name in LINE_NUMBERS:
+                columns[name].append(_number(line.get(name)))
+    types = {"seed": "Int64"} | dict.fromkeys(LINE_NUMBERS, float)
+    return pd.DataFrame(columns).astype(types)
+
+
+def _is_run(path: Path) -> bool:
+    named = re.fullmatch(r"s\d+", path.name) and re.fullmatch(r"[0-9a-f]{12}", path.parent.name)
+    return path.is_dir() and (bool(named) or (path / "run.json").exists())
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """A run directory's row. What its place says stands where the record cannot be read."""
+    dataset, method, identity, seed = path.absolute().parts[-4:]
+    row: dict[str, Any] = {"dataset": dataset, "method": method, "id": identity, "path": str(path)}
+    row |= {"seed": int(seed[1:]) if re.fullmatch(r"s\d+", seed) else None}
+    try:
+        problems, record = validate(path), RunDirectory(path).read()
+    except (OSError, ValueError) as error:
+        problems, record = [str(error)], None
+    if record is not None:
+        summary, cost = record["summary"], record["cost"]
+        row |= {name: record[name] for name in ("status", "reason", "selected_step")}
+        row |= {f"{split}/{name}": x for split in summary for name, x in summary[split].items()}
+        row |= {f"cost/{name}": cost.get(name) for name in COST}
+        row |= {f"provenance/{name}": record["provenance"].get(name) for name in PROVENANCE}
+        row["reason"] = _word(row["reason"])
+        if not problems:
+            row["variant"] = record["cell"]["variant"]
+    if problems:
+        row |= {"status": DAMAGED, "reason": "; ".join(problems)}
+    return row
+
+
+def _mark_duplicates(rows: list[dict[str, Any]]) -> None:
+    """Let one copy of a cell count, a finished one if there is one: a seed is no sample twice."""
+    counted: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["status"] != "done"):
+        if row["status"] == DAMAGED:
+            continue
+        first = counted.setdefault(tuple(row[name] for name in KEY), row)
+        if first is not row:
+            reason = f"this cell is counted from {first['path']}"
+            row |= {"status": DUPLICATE, "reason": reason}
+
+
+def _is_number(name: str) -> bool:
+    place, _, measure = name.partition("/")
+    words = place in SPLITS and measure.partition("@")[0] in WORDS
+    return name == "selected_step" or (place in ("cost", *SPLITS) and not words)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # JSON knows no largest integer
+        return math.nan
+
+
+def _word(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else repr(value)

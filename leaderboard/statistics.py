@@ -1,0 +1,68 @@
+"""What the cells say together: a row a variant."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+from leaderboard.load import DUPLICATE
+
+MEASURES = ("nll", "nll_gap", "kl", "mi", "au", "units", "ppl", "i_read", "z_gain")
+VARIANT = ("dataset", "method", "id")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean; NaN if there are none or one of them is: without it the mean would be another
+    quantity."""
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of the mean; NaN for fewer than three values, whose interval
+    is too wide to mean anything."""
+    n = len(values)
+    if n < 3:
+        return math.nan
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5)
+
+
+def summarise(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant on a data set, by data set and nll, the unknown last.
+
+    Columns: VARIANT, `variant`; `done` of `cells` seeds; of the done ones, `<measure>` (the test
+    split's mean) with `<measure>_half` of its interval, `seconds` of training, `verdict`.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in cells.to_dict("records"):
+        if cell["status"] != DUPLICATE:
+            groups.setdefault(tuple(cell[name] for name in VARIANT), []).append(cell)
+    rows = []
+    for key, group in groups.items():
+        done = [cell for cell in group if cell["status"] == "done"]
+        row: dict[str, Any] = dict(zip(VARIANT, key, strict=True))
+        # the shortest: an override that repeats a default leaves the identity as it was
+        labels = [cell["variant"] for cell in group if cell["variant"] is not None]
+        row["variant"] = min(labels, key=lambda label: (len(label), label), default=row["method"])
+        row |= {"done": len(done), "cells": len(group)}
+        for name in MEASURES:
+            values = [cell[f"test/{name}"] for cell in done]
+            row |= {name: mean(values), f"{name}_half": half_width(values)}
+        row["seconds"] = mean([cell["cost/train_seconds"] for cell in done])
+        row["verdict"] = _verdict([cell["test/verdict"] for cell in done])
+        rows.append(row)
+    halves = [f"{name}_half" for name in MEASURES]
+    columns = [*VARIANT, "variant", "done", "cells", *MEASURES, *halves, "seconds", "verdict"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["dataset", "nll", "variant", "id"], ignore_index=True)
+
+
+def _verdict(verdicts: list[str | None]) -> str:
+    """The seeds' one verdict, or how many have which; empty where no seed has finished."""
+    counts = Counter(verdict or "none known" for verdict in verdicts)
+    if len(counts) > 1:
+        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts))
+    return next(iter(counts), "")
