@@ -2,31 +2,54 @@
 schema is needed.
 
 Hydra composes YAML alone; the result is checked against `benchmark.config` and then against the
-dataclass of the chosen method, which is found by name.
+dataclass of the chosen method, which is found by name. Whatever does not fit is a `UserError`.
 """
 
 import difflib
 import importlib
 import importlib.util
+import itertools
+import math
+import os
+import pkgutil
 import re
-from collections.abc import Iterable
-from dataclasses import MISSING, fields
-from importlib.metadata import entry_points
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, ClassVar
 
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from benchmark.config import Config
+from benchmark.config import Config, Dataset
+from benchmark.record import NAME
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLUGINS = "collapse_benchmark.methods"  # entry-point group of methods from other packages
+GROUPS = ("method", "dataset", "model", "budget")
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
 
 
 class UserError(ValueError):
     """Bad input; its text is one sentence that says what to do."""
+
+
+def sentence(problem: object) -> str:
+    """A problem in one line that ends with one full stop."""
+    return " ".join(str(problem).split()).rstrip(".") + "."
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -34,50 +57,172 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     suggestion = f"did you mean {close[0]!r}? " if close else ""
-    return f"{suggestion}Choices: {', '.join(known)}"
+    return f"{suggestion}Choices: {', '.join(known) or 'none'}"
 
 
-def find_method(name: str) -> type:
-    """The dataclass registered as `name`: methods/NAME.py, or a plug-in's entry point."""
-    from benchmark.api import METHODS
-
-    plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGINS)}
-    if name not in METHODS:
-        if name.isidentifier() and importlib.util.find_spec(f"methods.{name}"):
-            importlib.import_module(f"methods.{name}")
-        elif name in plugins:
-            plugins[name].load()
-        else:
-            here = {path.stem for path in (CONFIGS.parent / "methods").glob("[!_]*.py")}
-            raise UserError(
-                f"no method is registered as {name!r}; {nearest(name, here | {*plugins})}."
-            )
-    if name not in METHODS:
-        raise UserError(
-            f"methods/{name}.py registers no method named {name!r}: "
-            f'decorate its dataclass with @register("{name}").'
-        )
-    return METHODS[name]
+# Words -------------------------------------------------------------------------------------------
 
 
-def _merge(schema: Any, values: Any, where: str) -> DictConfig:
-    """`values` on top of a structured schema, or one sentence about what does not fit."""
-    base = OmegaConf.structured(schema)
+class PluginConfigs(SearchPathPlugin):
+    """Puts the `configs` folders of packages that bring methods behind our own, which they
+    therefore cannot replace, and the command line's `--config-dir` in front."""
+
+    config_dir: ClassVar[str | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.config_dir is not None:
+            search_path.prepend("command-line", f"file://{os.path.abspath(self.config_dir)}")
+        for folder in sorted({f for plugin in _plugins() for f in _config_folders(plugin)}):
+            search_path.append("collapse-benchmark-plugin", f"file://{folder}")
+
+
+def _plugins() -> Iterable[EntryPoint]:
+    return entry_points(group=PLUGINS)
+
+
+def _config_folders(plugin: EntryPoint) -> Iterator[Path]:
+    """`configs` in the plug-in's package and those around it; nothing is imported to find them."""
+    top, *inner = plugin.module.split(".")
+    spec = importlib.util.find_spec(top)
+    for place in (spec and spec.submodule_search_locations) or ():
+        for depth in range(len(inner) + 1):
+            folder = Path(place, *inner[:depth], "configs").absolute()
+            if folder.is_dir():
+                yield folder
+
+
+@contextmanager
+def hydra_ready(config_dir: str | None = None) -> Iterator[None]:
+    """While it lasts words can be composed: from configs/, from those of plug-ins and, first of
+    all, from another folder of the same kind."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir} is no folder; give one with method/NAME.yaml.")
+    Plugins.instance().register(PluginConfigs)
+    PluginConfigs.config_dir = config_dir
     try:
-        merged = OmegaConf.merge(base, values)
-        OmegaConf.resolve(merged)
-        OmegaConf.to_container(merged, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError(f"{where}{error.full_key} has no value; set it.") from error
-    except OmegaConfBaseException as error:
-        key = error.full_key or error.key
-        problem = str(error.msg or error).splitlines()[0]
-        if error.parent_node is not None and "not in" in problem:
-            known = [str(k) for k in error.parent_node if isinstance(k, str)]
-            problem = f"there is no such field; {nearest(str(error.key), known)}"
-        raise UserError(f"{where}{key}: {problem}.") from error
-    assert isinstance(merged, DictConfig)
-    return merged
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            yield
+    finally:
+        PluginConfigs.config_dir = None
+
+
+def sweep(words: Sequence[str]) -> list[list[str]]:
+    """The words of each cell: lists, ranges and globs multiplied out, `method=all` being every
+    method there is. Raises UserError; to be called while `hydra_ready`."""
+    choices: dict[str, list[str]] = {}  # of two words for one key the later holds, as in Hydra
+    for override in _parse(words):
+        key, line = override.get_key_element(), str(override.input_line)
+        if key in GROUPS and override.value() == "all":
+            choices[key] = [f"{key}={name}" for name in _options(key)]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        elif override.is_sweep_override():
+            raise UserError(f"{line} has no end; list the values: {key}=A,B.")
+        else:
+            choices[key] = [line]
+        if not choices[key] or line.endswith("="):
+            raise UserError(f"{line} is an empty sweep; name at least one value.")
+    return [list(cell) for cell in itertools.product(*choices.values())]
+
+
+def compose(words: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """What Hydra makes of one cell's words, unchecked, and the keys that they set. Raises
+    UserError; to be called while `hydra_ready`."""
+    parsed = _parse(words)
+    accepted = [_accepted(override) for override in parsed]
+    with _explained():
+        composed = hydra.compose("config", accepted, return_hydra_config=True)
+    return composed, [str(override.key_or_group) for override in parsed]
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    with _explained():
+        loader = GlobalHydra.instance().config_loader()
+        return OverridesParser.create(loader).parse_overrides(list(words))
+
+
+def _accepted(override: Override) -> str:
+    """A word as Hydra is to see it. Hydra knows the YAML alone; the schema is asked later."""
+    line, key, value = str(override.input_line), str(override.key_or_group), override.value()
+    if not key:
+        raise UserError(f"{line!r} names no option; write KEY=VALUE.")
+    if override.is_sweep_override() or (key in GROUPS and value == "all"):
+        raise UserError(f"{line} is more than one cell; add -m to run one after another.")
+    if not override.is_delete() and (value == "???" or line.endswith("=")):
+        raise UserError(f"{line} has no value; write {key}=VALUE.")
+    if key in GROUPS:
+        if override.type is not OverrideType.CHANGE or override.package is not None:
+            raise UserError(f"{line} is no choice of a {key}; write {key}=NAME.")
+        if not isinstance(value, str) or not NAME.fullmatch(value):
+            raise UserError(f"{line} names no {key}; {nearest(str(value), _options(key))}.")
+        return line
+    if key in ("method.name", "budget.name", "method.paper"):
+        group = key.split(".")[0]
+        raise UserError(f"{key} is not to be set; choose another {group} with {group}=NAME.")
+    if key == "hydra.searchpath":
+        return line
+    if key.startswith(("hydra.", "hydra/")):
+        raise UserError(f"{key} means nothing here: Hydra composes, and no more; leave it out.")
+    # the schema's fields can be set, also those that a YAML file does not list
+    return f"++{line}" if override.type is OverrideType.CHANGE else line
+
+
+def _options(group: str) -> list[str]:
+    return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except HYDRA_ERRORS as error:
+        raise UserError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error of Hydra's, OmegaConf's or the YAML reader's."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "method" and (plugin := next((p for p in _plugins() if p.name == name), None)):
+            return (
+                f"{plugin.module} registers {name!r} but ships no configs/method/{name}.yaml "
+                "inside its package; add one."
+            )
+        return f"there is no {group} {name!r}; {nearest(name, error.options or [])}."
+    if isinstance(error, OverrideParseException):
+        word = str(error.override)
+        if "=" not in word:
+            return f"{word!r} has no '='; write KEY=VALUE, or GROUP=NAME with {_alternatives()}."
+        return f"{word!r} cannot be read as KEY=VALUE; put quotes around the value: {_quoted(word)}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return sentence(f"{mark.name}, line {mark.line + 1} is no YAML: {error.problem}")
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        return f"there is no option {unknown[1]!r}."
+    return sentence(str(error).split("\n")[0])
+
+
+def _alternatives() -> str:
+    return " or ".join([", ".join(GROUPS[:-1]), GROUPS[-1]])
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    inner = value.replace('"', "").replace("'", "")
+    return f"""'{key}="{inner}"'."""
+
+
+# The schema --------------------------------------------------------------------------------------
+
+
+def cell(words: Sequence[str]) -> tuple[DictConfig, str]:
+    """The checked configuration of one cell and the name of its method's config.
+
+    Raises UserError; to be called while `hydra_ready`.
+    """
+    composed, keys = compose(words)
+    return typed(composed, keys), composed.hydra.runtime.choices["method"]
 
 
 def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
@@ -86,33 +231,248 @@ def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
     composed: what Hydra made of configs/ and the command line; overridden: the keys set there,
     which win over a method's `paper:` block. Raises UserError.
     """
+    overridden = list(overridden)
+    name, file, paper = None, "the method's YAML", None
     composed = composed.copy()
     OmegaConf.set_struct(composed, False)
-    composed.pop("hydra", None)
-    paper = composed.method.pop("paper", None)
-    if paper is not None and composed.budget.name == "paper":
-        keep = set(overridden)
-        budget = paper.pop("budget", {})
-        for group, values in (("method", paper), ("budget", budget)):
-            for name, value in values.items():
-                if f"{group}.{name}" not in keep:
-                    composed[group][name] = value
-    config = _merge(Config, composed, "")
-    method = config.method
-    name = method.get("name")
+    method = composed.get("method")
+    if isinstance(method, DictConfig):
+        if "hydra" in composed:
+            file = f"configs/method/{composed.hydra.runtime.choices['method']}.yaml"
+        name, paper = method.get("name"), method.pop("paper", None)
+    if name is None:
+        raise UserError(f"{file} names no method; add the line 'name: NAME' to it.")
     cls = find_method(str(name))
-    values = {key: value for key, value in method.items() if key != "name"}
-    checked = _merge(cls, values, "method.")
+    _check_fields(cls, composed.method, file, overridden)
+    _apply_paper(composed, cls, paper, file, overridden)
+    config = harness(composed)
+    checked = _merge(cls, {key: v for key, v in config.method.items() if key != "name"}, "method.")
+    check(checked, "method.")
     build(cls, checked)  # its own checks of ranges
     config.method = {"name": name} | OmegaConf.to_container(checked, enum_to_str=True)  # type: ignore[operator]
-    _check_ranges(config)
     return config
 
 
-def _plain(value: Any) -> Any:
-    if OmegaConf.is_config(value):
-        return OmegaConf.to_container(value)
-    return value
+def harness(composed: DictConfig) -> DictConfig:
+    """All of a cell's configuration but the method's own fields, checked; imports no torch."""
+    composed = composed.copy()
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra", None)
+    config = _merge(Config, composed, "")
+    check(config)
+    _check_source(config.dataset)
+    if (config.budget.epochs is None) == (config.budget.steps is None):
+        raise UserError(
+            "a budget has either epochs or steps; set one of budget.epochs and budget.steps "
+            "and the other to null."
+        )
+    return config
+
+
+PLAIN_WORDS = (
+    (r"Value (.*) of type '\w+' could not be converted to Integer", r" must be an integer, not \1"),
+    (r"Value (.*) of type '\w+' could not be converted to Float", r" must be a number, not \1"),
+    (r"Incompatible value 'None'", " cannot be null; give it a value"),
+    (r"Invalid value (.*), expected one of \[(.*)\]", r" must be one of \2, not \1"),
+    (r"Value (.*) is not a valid bool", r" must be true or false, not \1"),
+    (r"is not a ListConfig", " must be a list; write [A,B]"),
+    (r"Cannot assign (\w+) to Dict", r" must be a mapping, no \1; write {KEY:VALUE}"),
+    (r"is not a subclass of \w+. value: (.*)", r" must be a mapping, not \1; write {KEY:VALUE}"),
+    (r"Cannot convert 'ListConfig' to string: '(.*)'", r" must be one word, not \1"),
+    (r"Environment variable '(.*)' not found", r"the environment has no variable \1; set it"),
+)
+"""What OmegaConf says of a value that does not fit, and what we say."""
+
+
+def _merge(schema: Any, values: Any, where: str) -> DictConfig:
+    """`values` on top of a structured schema, or one sentence about what does not fit."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        OmegaConf.resolve(merged)
+        OmegaConf.to_container(merged, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{where}{error.full_key} has no value; set it.") from error
+    except OmegaConfBaseException as error:
+        key = f"{where}{error.full_key or error.key or ''}"
+        problem = str(error.msg or error).splitlines()[0]
+        if "not in" in problem and error.parent_node is not None:
+            prefix = key.removesuffix(str(error.key))
+            beside = [f"{prefix}{name}" for name in error.parent_node if isinstance(name, str)]
+            raise UserError(f"there is no option {key!r}; {nearest(key, beside)}.") from error
+        for pattern, words in PLAIN_WORDS:
+            if re.search(pattern, problem):
+                problem = re.sub(f".*{pattern}.*", words, problem)
+                break
+        else:
+            problem = f": {problem}" if key else problem
+        raise UserError(sentence(f"{key}{problem}")) from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def check(node: Any, where: str = "") -> None:
+    """Raise UserError for a value out of the range that its field states in the schema, and for
+    a number that is none."""
+    if isinstance(node, ListConfig):
+        for i, value in enumerate(node):
+            check(value, f"{where.rstrip('.')}[{i}]")
+    elif isinstance(node, DictConfig):
+        cls = OmegaConf.get_type(node)
+        rules = {f.name: f.metadata.get("must") for f in fields(cls)} if is_dataclass(cls) else {}
+        for name, value in node.items():
+            rule = rules.get(str(name))
+            if value is not None and rule is not None and not rule.holds(value):
+                raise UserError(f"{where}{name} must {rule}, not {value}.")
+            check(value, f"{where}{name}.")
+    elif isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{where.rstrip('.')} must be a finite number, not {node}.")
+
+
+def _check_source(dataset: Dataset) -> None:
+    """What describes text means nothing beside a generator."""
+    if dataset.generator is None:
+        return
+    needed = {"name", "generator", "sentences", "sizes", "batch_size", "learning_rate"}
+    neutral: Any = OmegaConf.structured(Dataset)
+    for f in fields(Dataset):
+        if f.name in needed | {"nll_sentences", "licence"}:
+            continue
+        if getattr(dataset, f.name) != neutral[f.name]:
+            raise UserError(
+                f"dataset.{f.name} means nothing for {dataset.name!r}, which is generated; leave "
+                "it out, or choose another dataset."
+            )
+
+
+def writable(key: str, folder: str) -> Path:
+    """`folder`, if it can be made and written to, which leaves nothing behind. Raises UserError,
+    which names the option."""
+    path = Path(folder)
+    try:
+        existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder} cannot be written to ({error.strerror}); choose another folder."
+        ) from error
+    return path
+
+
+# The method --------------------------------------------------------------------------------------
+
+
+def find_method(name: str) -> type:
+    """The dataclass registered as `name`: methods/NAME.py, or a plug-in's entry point."""
+    from benchmark.api import METHODS
+
+    plugins = [plugin for plugin in _plugins() if plugin.name == name]
+    places = [f"{plugin.value} of {_package(plugin)}" for plugin in plugins]
+    here = _method_files()
+    if name in here:
+        places.insert(0, f"methods/{name}.py")
+    if len(places) > 1:
+        raise UserError(
+            f"two methods are named {name!r}: {' and '.join(places)}; rename one of them, or "
+            "uninstall its package."
+        )
+    if name in here:
+        _import(places[0], lambda: importlib.import_module(f"methods.{name}"))
+    elif plugins:
+        _import(places[0], plugins[0].load)
+    elif name not in METHODS:
+        known = here | {plugin.name for plugin in _plugins()}
+        raise UserError(f"no method is registered as {name!r}; {nearest(name, known)}.")
+    if name not in METHODS:
+        module = f"methods.{name}" if name in here else plugins[0].module
+        others = [other for other, cls in METHODS.items() if cls.__module__ == module]
+        instead = f", only {', '.join(map(repr, others))}" if others else ""
+        raise UserError(
+            f"{places[0]} registers no method {name!r}{instead}: "
+            f'decorate its dataclass with @register("{name}").'
+        )
+    return METHODS[name]
+
+
+def _method_files() -> set[str]:
+    """Names of the files in methods/."""
+    try:
+        found = importlib.import_module("methods").__path__
+    except ModuleNotFoundError:
+        return set()
+    return {m.name for m in pkgutil.iter_modules(found) if not m.name.startswith("_")}
+
+
+def _package(plugin: EntryPoint) -> str:
+    return f"the package {plugin.dist.name}" if plugin.dist else "an installed package"
+
+
+def _import(what: str, load: Callable[[], Any]) -> None:
+    """Import a method's code, or say in one sentence where it breaks."""
+    from benchmark.api import METHODS
+
+    before = dict(METHODS)
+    try:
+        load()
+    except Exception as error:
+        METHODS.clear()
+        METHODS.update(before)  # a file that broke behind its @register is no method
+        line = getattr(error, "lineno", None)
+        if line is None:
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            for frame in traceback.extract_tb(error.__traceback__):
+                if what.endswith(Path(frame.filename).name):
+                    line = frame.lineno
+        reason = sentence(f"{type(error).__name__}: {getattr(error, 'msg', None) or error}")
+        raise UserError(f"{what} cannot be imported, line {line}: {reason}") from error
+
+
+def _check_fields(cls: type, given: DictConfig, file: str, overridden: Sequence[str]) -> None:
+    """A method's YAML lists every field of its dataclass, and no other."""
+    wanted = {f.name for f in fields(cls)}
+    where = f"{cls.__name__} in {cls.__module__}"
+    for name in sorted({str(key) for key in given} - wanted - {"name"}):
+        if f"method.{name}" in overridden:
+            options = [f"method.{field}" for field in wanted]
+            option = f"method.{name}"
+            raise UserError(f"there is no option {option!r}; {nearest(option, options)}.")
+        raise UserError(f"{file} sets {name!r}, no field of {where}; {nearest(name, wanted)}.")
+    lacking = sorted(wanted - {str(key) for key in given})
+    lacking = [name for name in lacking if f"method.{name}" not in overridden]
+    if lacking:
+        raise UserError(
+            f"{file} does not list {', '.join(lacking)}, of {where}: give every field a value."
+        )
+
+
+def _apply_paper(
+    composed: DictConfig, cls: type, paper: Any, file: str, overridden: Sequence[str]
+) -> None:
+    """Under budget=paper a method's `paper:` block sets its fields, and the budget's by `budget:`
+    within it; what the command line sets, stays."""
+    if paper is None:
+        return
+    if not isinstance(paper, DictConfig):
+        raise UserError(f"{file}: paper holds fields of the method and budget: FIELDS, no value.")
+    wanted = {f.name for f in fields(cls)}
+    for name in sorted({str(key) for key in paper} - wanted - {"budget"}):
+        raise UserError(
+            f"{file} sets paper.{name}, no field of {cls.__name__}; {nearest(name, wanted)}."
+        )
+    if composed.budget.get("name") != "paper":
+        return
+    for key, value in _leaves(paper):
+        key = key if key.startswith("budget.") else f"method.{key}"
+        said = (f"{o}." for o in overridden)
+        if not any(f"{key}.".startswith(o) or o.startswith(f"{key}.") for o in said):
+            OmegaConf.update(composed, key, value, force_add=True)
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, DictConfig) and len(value):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def build(cls: type, values: Any) -> Any:
@@ -121,7 +481,11 @@ def build(cls: type, values: Any) -> Any:
     try:
         return cls(**{f.name: _plain(typed_values[f.name]) for f in fields(cls)})
     except ValueError as error:
-        raise UserError(str(error).rstrip(".") + ".") from error
+        raise UserError(sentence(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -133,81 +497,3 @@ def defaults(name: str) -> dict[str, Any]:
         elif f.default_factory is not MISSING:
             found[f.name] = f.default_factory()
     return found
-
-
-def _check_ranges(config: DictConfig) -> None:
-    positive = [
-        "model.embedding",
-        "model.hidden",
-        "model.latent",
-        "budget.batch_size",
-        "budget.learning_rate",
-        "budget.clip",
-        "budget.evaluation.elbo_samples",
-        "budget.evaluation.nll_samples",
-        "budget.evaluation.valid_nll_samples",
-    ]
-    for key in positive:
-        if not OmegaConf.select(config, key) > 0:
-            raise UserError(f"{key} must be above 0, not {OmegaConf.select(config, key)}.")
-    optional = [
-        "budget.epochs",
-        "budget.steps",
-        "threads",
-        "stop_after",
-        "budget.evaluation.nll_sentences",
-        "budget.evaluation.every",
-    ]
-    for key in optional:
-        value = OmegaConf.select(config, key)
-        if value is not None and not value > 0:
-            raise UserError(f"{key} must be above 0 or null, not {value}.")
-    for key in ("budget.evaluation.read_candidates", "budget.evaluation.valid_read_candidates"):
-        if OmegaConf.select(config, key) < 2:
-            raise UserError(f"{key} must be at least 2: a sentence's own code and another's.")
-    if not 0 <= config.model.dropout < 1:
-        raise UserError(f"model.dropout must lie in [0, 1), not {config.model.dropout}.")
-    if config.seed < 0:
-        raise UserError(f"seed must not be negative, it is {config.seed}.")
-    if (config.budget.epochs is None) == (config.budget.steps is None):
-        raise UserError(
-            "a budget has either epochs or steps; set one of budget.epochs and "
-            "budget.steps and leave the other null."
-        )
-    if config.budget.select not in ("nll", "neg_elbo"):
-        raise UserError(f"budget.select is nll or neg_elbo, not {config.budget.select!r}.")
-
-
-def explain(error: Exception) -> str:
-    """One sentence for an error of Hydra's or OmegaConf's, naming the choices or the nearest."""
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"there is no {group} {name!r}; {nearest(name, error.options or [])}."
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        key = unknown[1].split("@")[0]
-        group = key.rpartition(".")[0]
-        beside = {k for k in _known_keys() if k.rpartition(".")[0] == group}
-        return f"there is no option {key!r}; {nearest(key, beside or _known_keys())}."
-    return " ".join(text.split("\n")[0].split()).rstrip(".") + "."
-
-
-def _known_keys() -> list[str]:
-    """Every key of the default configuration, dotted."""
-
-    def walk(node: Any, prefix: str) -> Iterable[str]:
-        for key, child in node.items():
-            if isinstance(child, dict):
-                yield from walk(child, f"{prefix}{key}.")
-            elif key != "defaults":
-                yield f"{prefix}{key}"
-
-    keys = {"method", "dataset", "budget", "model"}
-    for path in [CONFIGS / "config.yaml", *CONFIGS.glob("*/*.yaml")]:
-        prefix = "" if path.parent == CONFIGS else path.parent.name + "."
-        keys |= {*walk(OmegaConf.to_container(OmegaConf.load(path)), prefix)}
-    return sorted(key for key in keys if not key.startswith("hydra."))
-
-
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)

@@ -27,9 +27,9 @@ class Must:
         return self.words
 
 
-def must(words: str, holds: Callable[[Any], bool], **default: Any) -> Any:
+def must(words: str, holds: Callable[[Any], bool], default: Any = MISSING) -> Any:
     """A field with a range."""
-    return field(**(default or {"default": MISSING}), metadata={"must": Must(words, holds)})
+    return field(default=default, metadata={"must": Must(words, holds)})
 
 
 def positive(default: Any = MISSING) -> Any:
@@ -40,13 +40,13 @@ def at_least(least: int, default: Any = MISSING) -> Any:
     return must(f"be at least {least}", lambda value: value >= least, default=default)
 
 
-def per_split(fits: Callable[[Any], bool], words: str) -> Any:
-    """A field by train, valid and test."""
-    return must(
-        f"have {words} by train, valid and test",
-        lambda value: all(k in ("train", "valid", "test") and fits(value[k]) for k in value),
-        default_factory=dict,
-    )
+def per_split(words: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """The metadata of a field that has values by train, valid and test."""
+
+    def holds(value: Any) -> bool:
+        return all(key in ("train", "valid", "test") and fits(value[key]) for key in value)
+
+    return {"must": Must(f"have {words} by train, valid and test", holds)}
 
 
 def share(default: Any = MISSING) -> Any:
@@ -114,8 +114,12 @@ class Dataset:
     columns: list[str] = field(default_factory=list)  # text columns
     join: str | None = " "  # what stands between them; null: each column is a sentence of its own
     label: str | None = None  # label column
-    splits: dict[str, str] = per_split(bool, "names of the hub's splits")
-    sentences: dict[str, int] = per_split(lambda n: n > 0, "counts above 0")  # how many to draw
+    splits: dict[str, str] = field(
+        default_factory=dict, metadata=per_split("names of the source's splits", bool)
+    )
+    sentences: dict[str, int] = field(  # how many to draw
+        default_factory=dict, metadata=per_split("counts above 0", lambda n: n > 0)
+    )
     distinct: bool = False  # a sentence that has been met, in any split, is passed over
     split_seed: int = at_least(0, 0)
     # what becomes of it

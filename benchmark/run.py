@@ -15,12 +15,11 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
-from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from benchmark import compose, record

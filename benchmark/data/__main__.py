@@ -3,44 +3,57 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from benchmark.compose import CONFIGS, HYDRA_ERRORS, explain
-from benchmark.config import Dataset
+from benchmark import compose
 from benchmark.data import vocabulary
 from benchmark.data.errors import DataError
 from benchmark.data.prepare import prepare, read_about
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.data",
-        description="Prepare a data set under data_dir; one that is prepared already stays.",
+        description="Prepare data sets under data_dir; one that is prepared already stays.",
     )
-    names = ", ".join(sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml")))
+    names = ", ".join(sorted(path.stem for path in (compose.CONFIGS / "dataset").glob("*.yaml")))
     parser.add_argument(
         "override",
         nargs="*",
-        help="dataset=NAME, dataset.path=FOLDER, dataset.KEY=VALUE, data_dir=FOLDER; "
+        help="dataset=NAME[,NAME...], dataset.path=FOLDER, dataset.KEY=VALUE, data_dir=FOLDER; "
         f"names: {names}",
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    words, unknown = parser.parse_known_args(arguments)
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("config", parser.parse_args(arguments).override)
-        dataset = OmegaConf.merge(OmegaConf.structured(Dataset), config.dataset)
-        folder = prepare(dataset, Path(config.data_dir))
-    except DataError as error:
-        raise SystemExit(str(error)) from None
-    except HYDRA_ERRORS as error:
-        raise SystemExit(explain(error)) from None
+        if unknown:
+            raise compose.UserError(f"{unknown[0]} is no option; --help tells what there is")
+        with compose.hydra_ready():
+            return max(prepare_one(cell) for cell in compose.sweep(words.override))
+    except compose.UserError as error:
+        return refuse(error)
+
+
+def prepare_one(words: list[str]) -> int:
+    """Prepare the data set that these words choose; returns the exit status."""
+    try:
+        config = compose.harness(compose.compose(words)[0])
+        folder = prepare(config.dataset, compose.writable("data_dir", config.data_dir))
+    except (compose.UserError, DataError) as error:
+        return refuse(error)
     sys.stdout.write(summary(folder))
+    return 0
+
+
+def refuse(problem: Exception) -> int:
+    sys.stderr.write(compose.sentence(problem) + "\n")
+    return 1
 
 
 def summary(folder: Path) -> str:
@@ -65,4 +78,4 @@ def summary(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

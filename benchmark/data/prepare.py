@@ -17,7 +17,7 @@ import uuid
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,8 @@ def prepare(dataset: Any, data_dir: Path) -> Path:
     folder = data_dir / f"{config.name}-{key}"
     if (folder / "prepared.json").exists():
         return folder
-    data_dir.mkdir(parents=True, exist_ok=True)
     building = data_dir / f".{folder.name}.{uuid.uuid4().hex}"
-    building.mkdir()
+    building.mkdir(parents=True)
     try:
         about = (
             _generate(config, building) if config.generator else _read(config, data_dir, building)
@@ -93,6 +92,8 @@ def prepare(dataset: Any, data_dir: Path) -> Path:
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        with suppress(OSError):
+            data_dir.rmdir()  # what failed leaves no empty folder; one with content stays
     return folder
 
 

@@ -8,6 +8,7 @@ seed.
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -408,12 +409,13 @@ GENERATORS: dict[str, type[Truth]] = {
     "markov": Markov,
     "lstm": Lstm,
 }
+MAY_BE_ZERO = ("seed", "scale", "eps", "gap", "cuts")
 
 
 def build(generator: dict[str, Any]) -> Truth:
     """The generator of a configuration: its `kind`, and its class's arguments.
 
-    Raises DataError where a key is missing or unknown.
+    Raises DataError where a key is missing or unknown, or a value no number of its range.
     """
     arguments = dict(generator)
     kind = arguments.pop("kind", None)
@@ -426,6 +428,16 @@ def build(generator: dict[str, Any]) -> Truth:
         raise DataError(
             f"generator {kind!r}: {error}; it takes {sorted(signature.parameters)}"
         ) from None
+    for name, value in arguments.items():
+        number = signature.parameters[name].annotation
+        least = 0 if name in MAY_BE_ZERO else 1 if number is int else 1e-6
+        most = 1 if name == "eps" else math.inf
+        fits = type(value) in (int, number) and least <= value <= most
+        if number in (int, float) and not fits:
+            raise DataError(
+                f"generator.{name} is {value!r}; it is of type {number.__name__} and lies in "
+                f"[{least}, {most}]"
+            )
     return GENERATORS[kind](**arguments)
 
 
