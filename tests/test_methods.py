@@ -63,6 +63,17 @@ def test_the_language_model_has_no_encoder():
     assert set(recipe("lm").model.parts()) == {"decoder"}
 
 
+def test_the_matched_language_model_is_the_smallest_that_has_the_vaes_parameters():
+    def size(module):
+        return sum(p.numel() for p in module.parameters())
+
+    matched, vae = recipe("lm_matched").model, TASK.model()
+    hidden = matched.decoder.lstm.hidden_size
+    assert size(TASK.decoder(latent=0, hidden=hidden - 1)) < size(vae) <= size(matched)
+    assert hidden > TASK.hidden and set(matched.parts()) == {"decoder"}
+    assert all(p.device.type == "cpu" for p in matched.parameters())
+
+
 # -- KL annealing ---------------------------------------------------------------------------------
 
 
