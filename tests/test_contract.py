@@ -1,0 +1,44 @@
+"""Every configured method keeps every promise of benchmark/promises.py, on a tiny model."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from benchmark import check, promises
+from benchmark.compose import CONFIGS
+from benchmark.trial import Skip, Subject, subject
+
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def tried():
+    """The subject of a method's config; one at a time is kept, since tests come config by config
+    and its promises share what it has trained."""
+    with ExitStack() as stack:
+        kept: dict[str, Subject] = {}
+
+        def of(name: str) -> Subject:
+            if name not in kept:
+                stack.pop_all().close()
+                kept.clear()
+                (config,) = check.configure([f"method={name}"])
+                kept[name] = stack.enter_context(subject(config))
+            return kept[name]
+
+        yield of
+
+
+@pytest.mark.parametrize("promise", (promises.builds, *promises.PROMISES), ids=lambda p: p.__name__)
+@pytest.mark.parametrize("name", METHODS)
+def test_promise(name, promise, tried):
+    try:
+        assert promises.findings(promise, tried(name)) == []
+    except Skip as reason:
+        pytest.skip(str(reason))
+
+
+def test_every_method_has_a_config_of_its_name():
+    files = {path.stem for path in Path(CONFIGS.parent, "methods").glob("[!_]*.py")}
+    assert files <= {*METHODS}
