@@ -466,7 +466,7 @@ def _importance_weighted(
 
     summary = report.summary
     summary.update(nll_samples=samples, nll_sentences=len(chosen))
-    for name in found.keys() - {"ess", "khat"}:
+    for name in sorted(found.keys() - {"ess", "khat"}):  # a set has no order of its own
         summary[name], error = controlled_mean(whole.neg_elbo, chosen, found[name])
         if name == "nll":
             summary["nll_se"] = error

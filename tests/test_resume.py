@@ -1,0 +1,620 @@
+"""A cell that is cut off, wherever and however often, ends with the bits of one that was not."""
+
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmark import cell, evaluate, record
+from benchmark.api import EOS, PAD, Batch, Draw, Recipe
+from benchmark.config import Budget, Evaluation, Halving, Optimiser
+from benchmark.evaluate import Report, Stopped
+from benchmark.grid import Cell
+from benchmark.models import GaussianVAE, LSTMDecoder, LSTMEncoder
+from benchmark.objectives import rate, reconstruction
+from benchmark.record import RunDirectory
+from benchmark.run import main
+from benchmark.task import CellTask
+from benchmark.train import Trainer, read_tensors
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """And, afterwards, torch as it was before a cell set it for its process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+# -- a trainer all of whose state is alive ---------------------------------------------------------
+
+STEPS, EPOCH = 20, 5
+ELSEWHERE = {"split", "batches", "budget", "device", "autocast", "validate", "directory", "metrics"}
+"""What a trainer holds that is no state of training; `seconds` alone may differ."""
+
+
+class Sentences:
+    """20 random sentences of 5 predicted tokens."""
+
+    name = "train"
+    lengths = np.full(20, 5)
+
+    def __init__(self) -> None:
+        self.targets = torch.randint(4, 12, (20, 5), generator=torch.Generator().manual_seed(1))
+        self.targets[:, -1] = EOS
+
+    def __len__(self) -> int:
+        return 20
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        targets = self.targets[rows]
+        start = torch.ones(len(rows), 1, dtype=torch.long)
+        source = torch.cat([start, targets], 1)
+        lengths = torch.full((len(rows),), 5)
+        return Batch(targets, source[:, :-1].clone(), source, lengths, lengths + 1)
+
+
+class Dual(nn.Module):
+    """An objective with a dual variable, which is trained, and a moving mean, which is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.price = nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, draw: Draw, batch: Batch, t: int) -> Tensor:
+        excess = rate(draw) - 0.5
+        self.mean = 0.9 * self.mean + 0.1 * excess.detach()
+        return reconstruction(draw) + self.price * (excess + self.mean) + 0.01 * self.price**2
+
+
+class Blank(nn.Module):
+    """A corruption that blanks more and more, at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.zeros(()))
+
+    def forward(self, batch: Batch, t: int) -> Batch:
+        self.share = self.share + 0.01
+        gone = torch.rand(batch.inputs.shape) < self.share
+        return batch.but(inputs=batch.inputs.masked_fill(gone, PAD))
+
+
+class Aggressive(nn.Module):
+    """A step with inner updates on other batches, as long as validation, when last heard of,
+    says so; it starts the encoder anew once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("inner", torch.tensor(2))
+
+    def forward(self, run: Trainer) -> dict[str, Tensor]:
+        heard = run.fresh("valid/mi_batch32")
+        if heard is not None:
+            self.inner = torch.tensor(round(heard * 10) % 3)
+        if run.t == 7:
+            run.reset("encoder")
+        for _ in range(int(self.inner)):
+            run.descend(run.loss(run.another()), "encoder", clip="moved")
+        loss = run.loss(run.next())
+        run.descend(loss)
+        return {"loss": loss.detach(), "inner": self.inner.float()}
+
+
+class Encoder(LSTMEncoder):
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.1, 0.1)
+
+
+def score(model: nn.Module, t: int) -> float:
+    """A number that hangs on every weight's every bit; the third epoch is worse than the second,
+    so that the rate is halved and the second's weights are loaded."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return {5: 0.8, 10: 0.4, 15: 0.9}.get(t, 0.5) + int(digest.hexdigest()[:8], 16) / 2**40
+
+
+@dataclass
+class Bench:
+    """A folder in which trainers of one kind succeed one another."""
+
+    directory: RunDirectory
+    optimiser: Optimiser = Optimiser.adam
+    every: int | None = 4
+    stop_in_validation: int | None = None  # the step at which the next validation is cut off
+
+    def trainer(self) -> Trainer:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"vocab_size": 12, "embedding": 3, "hidden": 4, "latent": 2}
+        model = GaussianVAE(Encoder(**sizes), LSTMDecoder(**sizes, dropout=0.3))
+        recipe = Recipe(model, Dual(), Blank(), Aggressive(), select_after=0.2)
+        task = CellTask(12, 5.0, 5, 20, 4, EPOCH, STEPS, 3, 4, 2, 0.3, 0.1, 0.1)
+        budget = Budget(
+            **{"name": "tiny", "steps": STEPS, "batch_size": 4, "optimiser": self.optimiser},
+            **{"learning_rate": 0.05, "clip": 1.0, "select": "nll"},
+            halving=Halving(patience=1, first_epoch=1, most=9),
+            evaluation=Evaluation(every=self.every),
+        )
+
+        def validate() -> Report:
+            if self.stop_in_validation == made.t:
+                self.stop_in_validation = None
+                raise Stopped
+            found = score(model, made.t)
+            scores = dict.fromkeys(("nll", "neg_elbo", "rec", "mi_batch32"), found)
+            scores |= {"latent": "global", "nll_samples": 1, "nll_sentences": 1, "mi_n": 1}
+            return Report(summary=scores, units={"kl": np.array([found])})
+
+        made = Trainer(
+            recipe,
+            task,
+            budget,
+            Sentences(),  # type: ignore[arg-type]
+            list(np.arange(20).reshape(EPOCH, 4)),
+            seed=0,
+            device=torch.device("cpu"),
+            autocast=nullcontext,
+            validate=validate,
+            directory=self.directory,
+            metrics=self.directory.metrics(),
+        )
+        made.log_every = 5
+        return made
+
+    def go_on(self, until: Callable[[int], bool] = lambda t: False) -> Trainer:
+        """A new trainer goes on from what is on disk, up to where it is asked to stop."""
+        made = self.trainer()
+        made.resume()
+        finished = made.train(STEPS, lambda: until(made.t), math.inf)
+        assert finished == (not until(made.t)) or self.every
+        if finished:
+            made.save()
+        return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path):
+    """Makes benches; their leases end with the test."""
+    with ExitStack() as leases:
+
+        def make(name: str, **fields: Any) -> Bench:
+            made = Cell("d", "m", "m", 0, hashlib.sha256(name.encode()).hexdigest()[:12])
+            directory = RunDirectory(made.path(tmp_path))
+            directory.create(made, "")
+            leases.enter_context(directory.lease())
+            return Bench(directory, **fields)
+
+        yield make
+
+
+def plain(value: Any) -> Any:
+    """`value` as containers and tensors, from where two may be compared."""
+    if isinstance(value, nn.Module | torch.optim.Optimizer):
+        return plain(value.state_dict())
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "__dict__") and not callable(value):
+        return plain(vars(value))
+    return value
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two values differ, to the bit."""
+    if type(a) is not type(b):
+        return [where]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [where]
+        return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list):
+        if len(a) != len(b):
+            return [where]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in
+                differences(x, y, f"{where}/{i}")]  # fmt: skip
+    if isinstance(a, Tensor | np.ndarray):
+        same = a.dtype == b.dtype and a.shape == b.shape
+        return [] if same and np.array_equal(np.asarray(a), np.asarray(b)) else [where]
+    return [] if a == b or callable(a) else [where]
+
+
+def lines(directory: Path) -> list[dict]:
+    """metrics.jsonl without its seconds."""
+    found = record.read_metrics(directory / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def everything(trainer: Trainer) -> dict[str, Any]:
+    """All that a trainer holds and has written: a field that somebody adds is compared too."""
+    held = {key: value for key, value in vars(trainer).items() if key not in ELSEWHERE}
+    held.pop("seconds")
+    path = trainer.directory.path
+    best = path / f"checkpoints/best-{trainer.best_step}.pt"
+    return plain(held) | {
+        "torch": torch.get_rng_state(),
+        "lines": lines(path),
+        "best weights": read_tensors(best),
+        "files": sorted(p.name for p in path.rglob("*") if "lease" not in p.name),
+    }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Spares a thousand small files the wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def straight(quick, bench) -> dict[str, Any]:
+    """What training holds that nothing cut off."""
+    made = bench("straight").go_on()
+    assert made.schedule is not None and made.schedule.decays and made.best_step
+    assert made._asked and made.count["batches"] > STEPS, "some state is idle: no test of it"
+    return everything(made)
+
+
+def test_a_stop_at_every_step_changes_nothing(straight, bench):
+    for stop in range(STEPS):
+        made = bench(f"at {stop}")
+        assert made.go_on(lambda t, stop=stop: t == stop).t == stop
+        assert differences(everything(made.go_on()), straight) == [], f"stopped at step {stop}"
+
+
+@pytest.mark.parametrize("optimiser", list(Optimiser), ids=str)
+def test_a_stop_after_each_step_changes_nothing(quick, bench, optimiser):
+    made = bench("each", optimiser=optimiser)
+    for stop in range(STEPS):
+        made.go_on(lambda t, stop=stop: t == stop)
+    whole = bench("whole", optimiser=optimiser)
+    assert differences(everything(made.go_on()), everything(whole.go_on())) == []
+
+
+class Killed(BaseException):
+    """The process is gone: nothing more is saved."""
+
+
+def test_a_death_at_every_step_changes_nothing(straight, bench):
+    for stop in range(1, STEPS):
+        made = bench(f"dead at {stop}")
+
+        def die(t: int, stop: int = stop) -> bool:
+            if t == stop:
+                raise Killed
+            return False
+
+        with pytest.raises(Killed):
+            made.go_on(die)
+        assert differences(everything(made.go_on()), straight) == [], f"died at step {stop}"
+
+
+def test_a_validation_that_is_stopped_is_owed(straight, bench):
+    """Also at an epoch's end, where no step before it is done again."""
+    for stop in (4, 5, 10, 16, STEPS):
+        made = bench(f"validation {stop}", stop_in_validation=stop)
+        assert made.go_on().t == stop
+        resumed = made.trainer()
+        assert resumed.resume() and resumed.t == stop
+        assert differences(everything(made.go_on()), straight) == [], f"stopped at step {stop}"
+
+
+def test_old_weights_go_and_those_that_are_referred_to_stay(bench):
+    made = bench("weights")
+    made.go_on()
+    checkpoints = made.directory.path / "checkpoints"
+    referred = {
+        f"best-{read_tensors(checkpoints / name)['trainer']['best'][0]}.pt"
+        for name in ("last.pt", "previous.pt")
+    }
+    assert {path.name for path in checkpoints.glob("best-*")} == referred
+
+
+# -- a whole cell, in this process -----------------------------------------------------------------
+
+SMALL = [
+    *["threads=1", "budget=smoke", "method=kl_annealing", "model.dropout=0.3"],
+    *["dataset.sentences.train=320", "dataset.sentences.valid=60", "dataset.sentences.test=60"],
+    *["budget.evaluation.every=7", "budget.halving={patience: 1, first_epoch: 0, most: 9}"],
+    *["budget.steps=50", "budget.evaluation.nll_samples=40", "budget.learning_rate=0.02"],
+]
+
+
+def run(folder: Path, *words: str) -> int:
+    """`python -m benchmark.run` in this process; gives its exit status."""
+    places = [f"results_dir={folder / 'results'}", f"data_dir={folder.parent / 'data'}"]
+    with pytest.raises(SystemExit) as ended:
+        main([*SMALL, *places, *words])
+    return int(ended.value.code or 0)
+
+
+def found(folder: Path) -> tuple[Path, dict]:
+    """The one cell's run directory and record."""
+    ((directory, known),) = record.scan(folder / "results")
+    return directory.path, known
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All of a done cell's results but what depends on the clock and the machine."""
+    path, known = found(folder)
+    assert known["status"] == "done" and record.validate(path) == []
+    assert not list(path.rglob(".*.tmp"))
+    assert [file.name for file in (path / "checkpoints").iterdir()] == ["best.pt"]
+    clocks = ("train_seconds", "lost_seconds", "tokens_per_second", "peak_memory_mb")
+    kept = {key: known[key] for key in ("cell", "selected_step", "summary", "notes", "reason")}
+    arrays = {
+        name: {key: array.copy() for key, array in np.load(path / name).items()}
+        for name in ("units.npz", "sentences.npz")
+    }
+    return kept | arrays | {
+        "cost": {key: value for key, value in known["cost"].items() if key not in clocks},
+        "lines": lines(path),
+        "samples": (path / "samples.jsonl").read_text(),
+        "weights": plain(read_tensors(path / "checkpoints/best.pt")),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """A cell that nothing cut off; other cells beside its folder share its data."""
+    folder = tmp_path_factory.mktemp("cells") / "uncut"
+    assert run(folder) == 0
+    return folder.parent, result(folder)
+
+
+def stop_when(monkeypatch, condition: Callable[[], bool]) -> None:
+    """Send this process a TERM once, the first time that the trainer or the evaluator asks while
+    `condition` holds."""
+    sent = False
+    asked = cell.run_cell
+
+    def run_cell(directory, config, corpus, device, stop_requested, progress):
+        def ask() -> bool:
+            nonlocal sent
+            if not sent and condition():
+                sent = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stop_requested()
+
+        return asked(directory, config, corpus, device, ask, progress)
+
+    monkeypatch.setattr(cell, "run_cell", run_cell)
+
+
+def test_a_term_in_training_saves_at_the_next_step(uncut, monkeypatch):
+    folder, expected = uncut[0] / "term", uncut[1]
+    asked = iter(range(10**9))
+    stop_when(monkeypatch, lambda: next(asked) == 17)
+    assert run(folder) == 143
+    path, known = found(folder)
+    assert known["status"] == "interrupted" and known["reason"] is None
+    assert known["cost"]["lost_seconds"] == 0
+    assert read_tensors(path / "checkpoints/last.pt")["trainer"]["t"] == known["cost"]["steps"]
+    assert run(folder) == 0
+    assert differences(result(folder), expected) == []
+    assert found(folder)[1]["cost"]["lost_seconds"] == 0
+
+
+def test_what_an_evaluation_has_finished_is_not_done_again(uncut, monkeypatch, caplog):
+    folder, expected = uncut[0] / "evaluation", uncut[1]
+    computed: list[tuple[str, int]] = []
+    weigh = evaluate._log_weights
+
+    def log_weights(look, rows, batch, samples):
+        found = weigh(look, rows, batch, samples)
+        computed.append((look.split.name, int(rows[0])))
+        return found
+
+    monkeypatch.setattr(evaluate, "_log_weights", log_weights)
+    monkeypatch.setattr(evaluate, "TOKENS", {"cpu": 40 * 17 * 7})  # seven sentences at a time
+    testing = lambda: sum(name == "test" for name, _ in computed)  # noqa: E731
+    stop_when(monkeypatch, lambda: testing() == 4)
+    assert run(folder) == 143
+    assert found(folder)[1]["status"] == "interrupted"
+    before = [row for name, row in computed if name == "test"]
+    computed.clear()
+    assert run(folder) == 0
+    after = [row for name, row in computed if name == "test"]
+    assert len(before) == 4 and len(after) == 5 and not {*before} & {*after}
+    assert not any(name == "valid" for name, _ in computed)
+    assert differences(result(folder), expected) == []
+
+
+@pytest.mark.parametrize("change", ["weights", "damage"])
+def test_finished_sentences_of_other_weights_are_not_used(uncut, monkeypatch, change, caplog):
+    folder, expected = uncut[0] / change, uncut[1]
+    stop_when(monkeypatch, lambda: (found(folder)[0] / "checkpoints/best.pt").exists())
+    assert run(folder, "save_every=0") == 143
+    path = found(folder)[0] / "checkpoints/evaluation.pt"
+    kept = read_tensors(path)
+    wrong = {"nll": torch.zeros(60), "ess": torch.zeros(60), "nll_half": torch.zeros(60)}
+    poison = {f"test/40/{i}-{j}": wrong for i in range(60) for j in range(60)}
+    if change == "weights":
+        torch.save({"key": "f" * 64 + kept["key"][64:], "finished": poison}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-30])
+    assert run(folder) == 0
+    assert differences(result(folder), expected) == []
+    assert ("evaluated again" in caplog.text) == (change == "damage")
+
+
+def test_a_stopped_cell_goes_on_to_the_same_end(uncut):
+    folder, expected = uncut[0] / "stopped", uncut[1]
+    for epochs, steps in ((0.35, 7), (1, 20), (1.75, 35)):
+        assert run(folder, f"stop_after={epochs}") == 0
+        path, known = found(folder)
+        assert known["status"] == "stopped" and known["cost"]["steps"] == steps
+        assert known["summary"]["test"]["nll"] > 0 and (path / "checkpoints/best.pt").exists()
+    assert run(folder) == 0
+    assert differences(result(folder), expected) == []
+    assert found(folder)[1]["cost"]["lost_seconds"] == 0
+
+
+def test_seconds_that_are_done_again_are_told_and_add_up(uncut, monkeypatch):
+    """By the trainer's own clock: the times of files, which another clock may set, tell nothing."""
+    folder, expected = uncut[0] / "lost", uncut[1]
+    advance = Trainer._advance
+    lost = []
+    for death in (29, 39):
+
+        def die(self, death=death):
+            advance(self)
+            if self.t == death:
+                raise Killed
+
+        monkeypatch.setattr(Trainer, "_advance", die)
+        with pytest.raises(Killed):
+            run(folder)
+        path, known = found(folder)
+        assert known["status"] == "running"
+        seconds = [line["seconds"] for line in record.read_metrics(path / "metrics.jsonl")]
+        saved = read_tensors(path / "checkpoints/last.pt")["trainer"]
+        assert saved["t"] == 20
+        lost.append(max(seconds) - saved["seconds"])
+        for number, file in enumerate(path.rglob("*")):
+            os.utime(file, (number * 10**8, number * 10**8))
+    assert found(folder)[1]["cost"]["lost_seconds"] == pytest.approx(lost[0])
+    monkeypatch.setattr(Trainer, "_advance", advance)
+    assert run(folder) == 0
+    assert found(folder)[1]["cost"]["lost_seconds"] == pytest.approx(sum(lost))
+    assert min(lost) > 0
+    assert differences(result(folder), expected) == []
+
+
+# -- a whole cell, in a process that is killed -----------------------------------------------------
+
+KILLED = ["budget.steps=60", "budget.evaluation.nll_samples=600", "save_every=0"]
+PHASES = ("preparation", "training", "saving", "evaluation")
+
+
+def start(folder: Path, data: Path, *words: str) -> subprocess.Popen:
+    places = [f"results_dir={folder / 'results'}", f"data_dir={data}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmark.run", *SMALL, *KILLED, *places, *words],
+        cwd=folder.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def phase_of(folder: Path, begun: int) -> str:
+    """In which phase a process died, by what it left; begun: bytes of the log before it."""
+    runs = list(folder.glob("results/*/*/*/s*"))
+    if not runs:
+        return "preparation"
+    if list(runs[0].glob("checkpoints/.*.tmp")):
+        return "saving"
+    log = (runs[0] / "log.txt").read_text()[begun:] if (runs[0] / "log.txt").exists() else ""
+    if "evaluating" in log:
+        return "evaluation"
+    return "training" if "training from" in log else "preparation"
+
+
+def kill_in(phase: str, folder: Path, data: Path, random: random.Random) -> str | None:
+    """Start the cell, kill it at a random instant after `phase` has begun, and tell the phase in
+    which it died; None if it had ended."""
+    logs = list(folder.glob("results/*/*/*/s*/log.txt"))
+    begun = logs[0].stat().st_size if logs else 0
+    process = start(folder, data)
+    with process:
+        while process.poll() is None:
+            log = next(folder.glob("results/*/*/*/s*/log.txt"), None)
+            text = log.read_text()[begun:] if log else ""
+            if phase == "preparation":
+                time.sleep(random.uniform(0.1, 2.5))
+                break
+            if phase == "training" and "training from" in text:
+                time.sleep(random.uniform(0, 0.3))
+                break
+            if phase == "evaluation" and "evaluating" in text:
+                time.sleep(random.uniform(0, 1.0))
+                break
+            if phase == "saving" and log and list(log.parent.glob("checkpoints/.*.tmp")):
+                time.sleep(random.uniform(0, 0.002))
+                break
+            time.sleep(0.0005)
+        ended = process.poll() is not None
+        process.kill()
+    return None if ended else phase_of(folder, begun)
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(4), pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(900)])]
+)
+def test_kills_at_random_instants_change_nothing(tmp_path: Path, kills: int):
+    data = tmp_path / "data"
+    chance = random.Random(kills)
+    fallen: Counter[str] = Counter()
+    for phase in PHASES:
+        for _ in range(kills // len(PHASES)):
+            died = kill_in(phase, tmp_path / "cut", data, chance)
+            assert died is not None, f"the cell ended before a kill in {phase}"
+            fallen[died] += 1
+            for directory, _ in record.scan(tmp_path / "cut/results"):
+                assert not [p for p in record.validate(directory.path) if "damaged" in p]
+    for name in ("cut", "uncut"):
+        process = start(tmp_path / name, data)
+        assert process.communicate()[1] and process.returncode == 0
+    print(f"{kills} kills: {dict(fallen)}")
+    assert sum(fallen.values()) == kills and len(fallen) >= 3
+    assert differences(result(tmp_path / "cut"), result(tmp_path / "uncut")) == []
+
+
+def test_signals_save_and_tell(tmp_path: Path):
+    """TERM in preparation, INT in training, TERM in evaluation, INT twice; then to the end."""
+    data = tmp_path / "data"
+    outcomes = []
+    for number, sign in (
+        (signal.SIGTERM, None),
+        (signal.SIGINT, "training from"),
+        (signal.SIGTERM, "evaluating"),
+    ):
+        process = start(tmp_path / "cut", data)
+        assert process.stderr is not None
+        if sign is None:
+            time.sleep(0.8)
+        else:
+            while sign not in (line := process.stderr.readline()):
+                assert line
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+        assert "Traceback" not in told
+        outcomes.append((process.returncode, [r["status"] for _, r in record.scan(tmp_path)]))
+        runs = list((tmp_path / "cut").glob("results/*/*/*/s*/run.json"))
+        status = json.loads(runs[0].read_text())["status"] if runs else None
+        if sign is None:
+            assert process.returncode in (143, -signal.SIGTERM) and status in (None, "queued")
+            assert not data.exists() or not [p for p in data.iterdir() if p.name[0] == "."]
+        else:
+            assert process.returncode == 128 + number and status == "interrupted"
+            assert "the same command goes on from here" in told
+    process = start(tmp_path / "cut", data)
+    assert process.communicate()[1] and process.returncode == 0
+    assert found(tmp_path / "cut")[1]["cost"]["lost_seconds"] == 0
+    process = start(tmp_path / "uncut", data)
+    assert process.communicate()[1] and process.returncode == 0
+    assert differences(result(tmp_path / "cut"), result(tmp_path / "uncut")) == []
