@@ -15,6 +15,7 @@ from benchmark.task import CellTask
 from methods.delta_vae import FlooredEncoder, deviations
 from methods.free_bits import Per, floored_rate
 from methods.kl_annealing import Shape
+from methods.temporal_delta_vae import committed_rate, correlation, kl_to_ar1
 
 TASK = CellTask(
     vocab_size=20,
@@ -419,3 +420,181 @@ def test_the_phase_is_part_of_the_state():
     other = recipe("aggressive").step
     other.load_state_dict(step.state_dict())
     assert (other.aggressive, other.information) == (False, 1.25)
+
+
+# -- the temporal delta-VAE -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "alpha", "rate"),
+    [
+        (1, 0.9, 0.0),
+        (2, 0.5, 0.143841),
+        (3, 0.9, 1.127029),
+        (10, 0.95, 3.736627),
+        (20, 0.99, 8.106844),
+        (64, 0.5, 7.061291),
+        (5, -0.7, 0.934836),
+        (10, 0.5, 1.036415),
+        (20, 0.9, 6.170307),
+    ],
+)
+def test_the_committed_rate(steps, alpha, rate):
+    assert committed_rate(steps, alpha) == pytest.approx(rate, abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("steps", "target", "alpha"),
+    [(10, 0.1, 0.149713), (20, 0.1, 0.102840), (20, 0.25, 0.163177), (80, 0.1, 0.050347)],
+)
+def test_the_correlation_for_a_target_rate(steps, target, alpha):
+    assert correlation(steps, target) == pytest.approx(alpha, abs=5e-7)
+
+
+def ar1_kl_by_full_covariance(mean, log_variance, alpha):
+    """KL between two n-dimensional Gaussians, the prior's covariance alpha^|s - t|."""
+    n = len(mean)
+    prior = alpha ** (torch.arange(n)[:, None] - torch.arange(n)).abs().double()
+    p = torch.distributions.MultivariateNormal(torch.zeros(n).double(), prior)
+    q = torch.distributions.MultivariateNormal(mean, torch.diag(log_variance.exp()))
+    return float(torch.distributions.kl_divergence(q, p))
+
+
+@given(
+    n=st.integers(1, 12),
+    alpha=st.floats(-0.95, 0.95),
+    seed=st.integers(0, 2**31),
+    pads=st.integers(0, 3),
+)
+def test_the_kl_to_an_ar1_prior_is_exact_and_never_below_the_committed_rate(n, alpha, seed, pads):
+    rng = torch.Generator().manual_seed(seed)
+    mean, log_variance = torch.randn(2, 1, n + pads, 1, dtype=torch.double, generator=rng)
+    mask = torch.arange(n + pads)[None] < n
+    alphas = torch.tensor([alpha], dtype=torch.double)
+    kl = float(kl_to_ar1(mean, log_variance, alphas, mask))
+    expected = ar1_kl_by_full_covariance(mean[0, :n, 0], log_variance[0, :n, 0], alpha)
+    assert kl == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert kl >= committed_rate(n, alpha) - 1e-9
+
+
+def test_the_committed_rate_is_attained():
+    n, alpha = 7, 0.8
+    inner = (1 - alpha**2) / (1 + alpha**2)
+    variance = torch.tensor([1 - alpha**2, *[inner] * (n - 2), 1 - alpha**2], dtype=torch.double)
+    kl = kl_to_ar1(
+        torch.zeros(1, n, 1).double(),
+        variance.log()[None, :, None],
+        torch.tensor([alpha], dtype=torch.double),
+        torch.ones(1, n).bool(),
+    )
+    assert float(kl) == pytest.approx(committed_rate(n, alpha), rel=1e-9)
+
+
+def test_no_factorised_posterior_of_ten_thousand_goes_below_the_floor():
+    rng = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, 10000, 20, 1, generator=rng).double()
+    scale = torch.rand(10000, 1, 1, generator=rng).double() * 3
+    for alpha in (0.1, 0.5, 0.9, 0.99):
+        kl = kl_to_ar1(
+            mean * scale,
+            log_variance * scale,
+            torch.tensor([alpha]).double(),
+            torch.ones(1, 20).bool(),
+        )
+        assert float(kl.min()) >= committed_rate(20, alpha) - 1e-9
+
+
+def temporal(**fields):
+    torch.manual_seed(0)
+    model = recipe("temporal_delta_vae", **fields).model
+    for parameter in model.parameters():  # away from the tiny start, so that everything shows
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def test_the_encoder_is_anti_causal():
+    """A change of x_j moves the codes up to step j and none behind it, at any padding."""
+    encoder, batch = temporal().encoder, sentences()
+    source = batch.source.clone()
+    source[:, 6] = 4 + (source[:, 6] - 3) % 16  # x_6, the target of place 5
+    with torch.no_grad():
+        moved = encoder(batch)[0] != encoder(batch.but(source=source))[0]
+    assert moved[:, :6].any(-1).all() and not moved[:, 6:].any()
+
+
+def test_padding_changes_no_code():
+    encoder, batch = temporal().encoder, sentences()
+    wider = batch.but(source=torch.nn.functional.pad(batch.source, (0, 4)))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(wider)[0][:, :13], encoder(batch)[0])
+
+
+def test_the_decoder_reads_codes_up_to_its_own_step_only():
+    model, batch = temporal(), sentences()
+    z = torch.randn(200, 1, 13, 2)
+    later = z.clone()
+    later[:, :, 7] += 1
+    with torch.no_grad():
+        states = [
+            model.decoder.step(batch.inputs, c[:, 0], model.decoder.start(c[:, 0]))[0]
+            for c in (z, later)
+        ]
+    moved = (states[0] != states[1]).any(-1)
+    assert not moved[:, :7].any() and moved[:, 7].all()
+
+
+def test_the_temporal_rate_is_the_mean_of_log_q_less_log_p():
+    model, batch = temporal(alpha=[0.5, 0.9]), sentences()
+    short = batch.but(
+        **{
+            name: getattr(batch, name)[:2]
+            for name in ("targets", "inputs", "source", "target_lengths", "source_lengths")
+        }
+    )
+    with torch.no_grad():
+        draw = model.draw(short, k=20000)
+    ratio = (draw.log_qz - draw.log_pz).double()
+    error = ratio.std(-1) / math.sqrt(20000)
+    assert ((ratio.mean(-1) - draw.kl.sum(-1)).abs() < 4.5 * error).all()
+
+
+def test_the_auxiliary_prior_moves_nothing_else_and_is_scored_in_evaluation():
+    model, batch = temporal(), sentences()
+    model.auxiliary_cost(batch).backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert moved and all(name.startswith("auxiliary") for name in moved)
+    assert not model.draw(batch).log_pz_alt
+    assert model.eval().draw(batch, k=3).log_pz_alt["auxiliary"].shape == (200, 3)
+
+
+def test_samples_come_from_a_stationary_process():
+    model, seen = temporal(alpha=[0.5, 0.95]), []
+    model.decode = lambda z, **_: seen.append(z)
+    torch.manual_seed(0)
+    model.sample(20000, max_length=30)
+    z = seen[0]
+    assert (z.var(0) - 1).abs().max() < 5 * math.sqrt(2 / 20000)
+    neighbours = (z[:, 1:] * z[:, :-1]).mean((0, 1))
+    torch.testing.assert_close(neighbours, model.alpha, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"alpha": None}, "target"),
+        ({"target": 1.0}, "alpha"),
+        ({"channels": 2}, "channels"),
+        ({"alpha": [1.0]}, "correlations"),
+        ({"alpha": []}, "correlations"),
+        ({"alpha": None, "target": -1.0, "channels": 2}, "above 0"),
+    ],
+)
+def test_the_temporal_form_refuses_what_has_no_meaning(fields, word):
+    with pytest.raises(ValueError, match=word):
+        recipe("temporal_delta_vae", **fields)
+
+
+def test_a_target_is_reached_at_the_mean_length():
+    model = recipe("temporal_delta_vae", alpha=None, target=1.0, channels=2).model
+    total = sum(committed_rate(TASK.mean_length, a) for a in model.alpha.tolist())
+    assert total == pytest.approx(1.0, rel=1e-5)

@@ -51,9 +51,11 @@ class LSTMEncoder(nn.Module):
 
 
 class LSTMDecoder(nn.Module):
-    """p(x|z): an LSTM that is fed z beside every token and starts from a state made of z.
+    """p(x|z): an LSTM that is fed z beside every token.
 
-    c_0 = W z and h_0 = tanh(c_0), both zero where latent = 0: then it is a language model.
+    With one code a sentence it starts from a state made of it, c_0 = W z and h_0 = tanh(c_0);
+    without a code (latent = 0, a language model) and with a code for each step (stepwise: the one
+    fed beside the token before x_t is z_t) from zero.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class LSTMDecoder(nn.Module):
         hidden: int,
         latent: int,
         dropout: float,
+        stepwise: bool = False,
         init: float = 0.01,
         init_embedding: float = 0.1,
     ):
@@ -72,7 +75,8 @@ class LSTMDecoder(nn.Module):
         self.embed = nn.Embedding(vocab_size, embedding)
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(embedding + latent, hidden, batch_first=True)
-        self.initial = nn.Linear(latent, hidden, bias=False) if latent else None
+        from_code = latent > 0 and not stepwise
+        self.initial = nn.Linear(latent, hidden, bias=False) if from_code else None
         self.output = nn.Linear(hidden, vocab_size, bias=False)
         self.reset_parameters()
 
@@ -80,7 +84,7 @@ class LSTMDecoder(nn.Module):
         initialise(self, *self.init)
 
     def start(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The LSTM's state before the first token, for codes [N, D]."""
+        """The LSTM's state before the first token, for codes [N, ...]."""
         if self.initial is None:
             zero = z.new_zeros(1, len(z), self.lstm.hidden_size)
             return zero, zero
@@ -90,14 +94,16 @@ class LSTMDecoder(nn.Module):
     def step(
         self, tokens: Tensor, z: Tensor, state: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """States [N, T, H] after reading tokens [N, T] beside codes [N, D]; the LSTM's state."""
+        """States [N, T, H] after reading tokens [N, T] beside codes [N, D] or [N, T, D]; the
+        LSTM's state."""
         words = self.dropout(self.embed(tokens))
-        codes = z[:, None].expand(-1, tokens.shape[1], -1).to(words.dtype)
-        states, state = self.lstm(torch.cat([words, codes], dim=-1), state)
+        codes = z[:, None].expand(-1, tokens.shape[1], -1) if z.dim() == 2 else z
+        states, state = self.lstm(torch.cat([words, codes.to(words.dtype)], dim=-1), state)
         return self.dropout(states), state
 
     def log_px(self, batch: Batch, z: Tensor) -> Tensor:
-        """[B, K], log p(x|z) of each sentence under each of its codes z [B, K, D]."""
+        """[B, K], log p(x|z) of each sentence under each of its codes, z [B, K, D] or
+        [B, K, T, D]."""
         (b, k), t = z.shape[:2], batch.targets.shape[1]
         z = z.flatten(0, 1)
         inputs = batch.inputs.repeat_interleave(k, dim=0)  # [B K, T]
@@ -108,12 +114,13 @@ class LSTMDecoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, z: Tensor, *, max_length: int, temperature: float) -> Tensor:
-        """[N, <= max_length] tokens decoded from codes [N, D], sampled at a temperature or greedy
-        at temperature 0; behind `</s>` stands PAD."""
+        """[N, <= max_length] tokens decoded from codes [N, D] or [N, max_length, D], sampled at a
+        temperature or greedy at temperature 0; behind `</s>` stands PAD."""
         token = torch.full((len(z), 1), BOS, device=z.device)
         state, done, written = self.start(z), torch.zeros_like(token, dtype=torch.bool), []
-        for _ in range(max_length):
-            states, state = self.step(token, z, state)
+        for t in range(max_length):
+            code = z if z.dim() == 2 else z[:, t : t + 1]
+            states, state = self.step(token, code, state)
             logits = self.output(states[:, 0]).float()
             logits[:, [PAD, BOS]] = -torch.inf
             if temperature > 0:
