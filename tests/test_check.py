@@ -90,8 +90,15 @@ def test_a_planted_fault_is_named(name):
         assert any(re.search(words, text) for text in found[promise]), found
 
 
-@pytest.mark.parametrize("by, words", [("batch", "0.1/B in a sentence"), ("task", "at step 0")])
-def test_other_averages_over_tokens_are_caught(by, words):
+@pytest.mark.parametrize(
+    "by, words",
+    [
+        ("batch", "0.1/B in a sentence"),
+        ("task", "at step 0"),
+        ("none", "6/B in 6 sentences and 12/B in 12"),
+    ],
+)
+def test_other_ways_to_average_are_caught(by, words):
     with subject(planted("averages_tokens", by=by)) as s:
         (found,) = promises.findings(promises.the_objective_sums_over_tokens, s)
     assert words in found
