@@ -50,9 +50,15 @@ class Unfit(RuntimeError):
 
 def write_tensors(directory: RunDirectory, name: str, value: Any) -> None:
     """Write a file of tensors, all at once."""
-    # Through Python's file, whose errors name a full disk; torch's own say "unexpected pos".
-    with directory.replacing(name) as path, path.open("wb") as file:
-        torch.save(value, file)
+    with directory.replacing(name) as path:
+        _write(path, value)
+
+
+def _write(path: Path, value: Any) -> None:
+    # By way of memory: of a full disk torch's own writer says no more than "unexpected pos".
+    content = io.BytesIO()
+    torch.save(value, content)
+    path.write_bytes(content.getbuffer())
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
@@ -429,8 +435,7 @@ class Trainer:
         last = self.directory.path / LAST
         saved = {"trainer": self.state(), "metrics": self.metrics.offset}
         with self.directory.replacing(LAST) as path:
-            with path.open("wb") as file:
-                torch.save(saved, file)
+            _write(path, saved)
             self.directory.check()
             if last.exists():
                 last.replace(self.directory.path / PREVIOUS)

@@ -1,7 +1,6 @@
 """A cell that is cut off, wherever and however often, ends with the bits of one that was not."""
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -21,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark import cell, evaluate, record
+from benchmark import evaluate, record
 from benchmark.api import EOS, PAD, Batch, Draw, Recipe
 from benchmark.config import Budget, Evaluation, Halving, Optimiser
 from benchmark.evaluate import Report, Stopped
@@ -29,19 +28,24 @@ from benchmark.grid import Cell
 from benchmark.models import GaussianVAE, LSTMDecoder, LSTMEncoder
 from benchmark.objectives import rate, reconstruction
 from benchmark.record import RunDirectory
-from benchmark.run import main
 from benchmark.task import CellTask
 from benchmark.train import Trainer, read_tensors
+from tests import cells
+from tests.cells import SMALL, Killed, differences, found, lines, plain, result, run, stop_when
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """And, afterwards, torch as it was before a cell set it for its process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
+    with cells.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """A cell that nothing cut off; other cells beside its folder share its data."""
+    folder = tmp_path_factory.mktemp("cells") / "uncut"
+    assert run(folder) == 0
+    return folder.parent, result(folder)
 
 
 # -- a trainer all of whose state is alive ---------------------------------------------------------
@@ -208,46 +212,6 @@ def bench(tmp_path: Path):
         yield make
 
 
-def plain(value: Any) -> Any:
-    """`value` as containers and tensors, from where two may be compared."""
-    if isinstance(value, nn.Module | torch.optim.Optimizer):
-        return plain(value.state_dict())
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "__dict__") and not callable(value):
-        return plain(vars(value))
-    return value
-
-
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two values differ, to the bit."""
-    if type(a) is not type(b):
-        return [where]
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            return [where]
-        return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, list):
-        if len(a) != len(b):
-            return [where]
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in
-                differences(x, y, f"{where}/{i}")]  # fmt: skip
-    if isinstance(a, Tensor | np.ndarray):
-        same = a.dtype == b.dtype and a.shape == b.shape
-        return [] if same and np.array_equal(np.asarray(a), np.asarray(b)) else [where]
-    return [] if a == b or callable(a) else [where]
-
-
-def lines(directory: Path) -> list[dict]:
-    """metrics.jsonl without its seconds."""
-    found = record.read_metrics(directory / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
-
-
 def everything(trainer: Trainer) -> dict[str, Any]:
     """All that a trainer holds and has written: a field that somebody adds is compared too."""
     held = {key: value for key, value in vars(trainer).items() if key not in ELSEWHERE}
@@ -293,10 +257,6 @@ def test_a_stop_after_each_step_changes_nothing(quick, bench, optimiser):
     assert differences(everything(made.go_on()), everything(whole.go_on())) == []
 
 
-class Killed(BaseException):
-    """The process is gone: nothing more is saved."""
-
-
 def test_a_death_at_every_step_changes_nothing(straight, bench):
     for stop in range(1, STEPS):
         made = bench(f"dead at {stop}")
@@ -333,74 +293,6 @@ def test_old_weights_go_and_those_that_are_referred_to_stay(bench):
 
 
 # -- a whole cell, in this process -----------------------------------------------------------------
-
-SMALL = [
-    *["threads=1", "budget=smoke", "method=kl_annealing", "model.dropout=0.3"],
-    *["dataset.sentences.train=320", "dataset.sentences.valid=60", "dataset.sentences.test=60"],
-    *["budget.evaluation.every=7", "budget.halving={patience: 1, first_epoch: 0, most: 9}"],
-    *["budget.steps=50", "budget.evaluation.nll_samples=40", "budget.learning_rate=0.02"],
-]
-
-
-def run(folder: Path, *words: str) -> int:
-    """`python -m benchmark.run` in this process; gives its exit status."""
-    places = [f"results_dir={folder / 'results'}", f"data_dir={folder.parent / 'data'}"]
-    with pytest.raises(SystemExit) as ended:
-        main([*SMALL, *places, *words])
-    return int(ended.value.code or 0)
-
-
-def found(folder: Path) -> tuple[Path, dict]:
-    """The one cell's run directory and record."""
-    ((directory, known),) = record.scan(folder / "results")
-    return directory.path, known
-
-
-def result(folder: Path) -> dict[str, Any]:
-    """All of a done cell's results but what depends on the clock and the machine."""
-    path, known = found(folder)
-    assert known["status"] == "done" and record.validate(path) == []
-    assert not list(path.rglob(".*.tmp"))
-    assert [file.name for file in (path / "checkpoints").iterdir()] == ["best.pt"]
-    clocks = ("train_seconds", "lost_seconds", "tokens_per_second", "peak_memory_mb")
-    kept = {key: known[key] for key in ("cell", "selected_step", "summary", "notes", "reason")}
-    arrays = {
-        name: {key: array.copy() for key, array in np.load(path / name).items()}
-        for name in ("units.npz", "sentences.npz")
-    }
-    return kept | arrays | {
-        "cost": {key: value for key, value in known["cost"].items() if key not in clocks},
-        "lines": lines(path),
-        "samples": (path / "samples.jsonl").read_text(),
-        "weights": plain(read_tensors(path / "checkpoints/best.pt")),
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def uncut(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    """A cell that nothing cut off; other cells beside its folder share its data."""
-    folder = tmp_path_factory.mktemp("cells") / "uncut"
-    assert run(folder) == 0
-    return folder.parent, result(folder)
-
-
-def stop_when(monkeypatch, condition: Callable[[], bool]) -> None:
-    """Send this process a TERM once, the first time that the trainer or the evaluator asks while
-    `condition` holds."""
-    sent = False
-    asked = cell.run_cell
-
-    def run_cell(directory, config, corpus, device, stop_requested, progress):
-        def ask() -> bool:
-            nonlocal sent
-            if not sent and condition():
-                sent = True
-                os.kill(os.getpid(), signal.SIGTERM)
-            return stop_requested()
-
-        return asked(directory, config, corpus, device, ask, progress)
-
-    monkeypatch.setattr(cell, "run_cell", run_cell)
 
 
 def test_a_term_in_training_saves_at_the_next_step(uncut, monkeypatch):
@@ -506,6 +398,16 @@ def test_seconds_that_are_done_again_are_told_and_add_up(uncut, monkeypatch):
 # -- a whole cell, in a process that is killed -----------------------------------------------------
 
 KILLED = ["budget.steps=60", "budget.evaluation.nll_samples=600", "save_every=0"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, Any]:
+    """What nothing killed, and in another process."""
+    folder = tmp_path_factory.mktemp("whole") / "uncut"
+    assert run(folder, *KILLED) == 0
+    return result(folder)
+
+
 PHASES = ("preparation", "training", "saving", "evaluation")
 
 
@@ -565,7 +467,7 @@ def kill_in(phase: str, folder: Path, data: Path, random: random.Random) -> str 
 @pytest.mark.parametrize(
     "kills", [pytest.param(4), pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(900)])]
 )
-def test_kills_at_random_instants_change_nothing(tmp_path: Path, kills: int):
+def test_kills_at_random_instants_change_nothing(tmp_path: Path, whole, kills: int):
     data = tmp_path / "data"
     chance = random.Random(kills)
     fallen: Counter[str] = Counter()
@@ -576,45 +478,48 @@ def test_kills_at_random_instants_change_nothing(tmp_path: Path, kills: int):
             fallen[died] += 1
             for directory, _ in record.scan(tmp_path / "cut/results"):
                 assert not [p for p in record.validate(directory.path) if "damaged" in p]
-    for name in ("cut", "uncut"):
-        process = start(tmp_path / name, data)
-        assert process.communicate()[1] and process.returncode == 0
-    print(f"{kills} kills: {dict(fallen)}")
-    assert sum(fallen.values()) == kills and len(fallen) >= 3
-    assert differences(result(tmp_path / "cut"), result(tmp_path / "uncut")) == []
-
-
-def test_signals_save_and_tell(tmp_path: Path):
-    """TERM in preparation, INT in training, TERM in evaluation, INT twice; then to the end."""
-    data = tmp_path / "data"
-    outcomes = []
-    for number, sign in (
-        (signal.SIGTERM, None),
-        (signal.SIGINT, "training from"),
-        (signal.SIGTERM, "evaluating"),
-    ):
-        process = start(tmp_path / "cut", data)
-        assert process.stderr is not None
-        if sign is None:
-            time.sleep(0.8)
-        else:
-            while sign not in (line := process.stderr.readline()):
-                assert line
-        process.send_signal(number)
-        told = process.communicate(timeout=60)[1]
-        assert "Traceback" not in told
-        outcomes.append((process.returncode, [r["status"] for _, r in record.scan(tmp_path)]))
-        runs = list((tmp_path / "cut").glob("results/*/*/*/s*/run.json"))
-        status = json.loads(runs[0].read_text())["status"] if runs else None
-        if sign is None:
-            assert process.returncode in (143, -signal.SIGTERM) and status in (None, "queued")
-            assert not data.exists() or not [p for p in data.iterdir() if p.name[0] == "."]
-        else:
-            assert process.returncode == 128 + number and status == "interrupted"
-            assert "the same command goes on from here" in told
     process = start(tmp_path / "cut", data)
     assert process.communicate()[1] and process.returncode == 0
-    assert found(tmp_path / "cut")[1]["cost"]["lost_seconds"] == 0
-    process = start(tmp_path / "uncut", data)
+    print(f"{kills} kills: {dict(fallen)}")
+    assert sum(fallen.values()) == kills and len(fallen) >= 3
+    assert differences(result(tmp_path / "cut"), whole) == []
+
+
+def until_told(process: subprocess.Popen, words: str) -> None:
+    assert process.stderr is not None
+    while words not in (line := process.stderr.readline()):
+        assert line, f"it ended before it said {words!r}"
+
+
+def test_signals_save_and_tell(tmp_path: Path, whole):
+    """INT in training, TERM in evaluation, INT twice; then to the end."""
+    folder, data = tmp_path / "cut", tmp_path / "data"
+    for number, sign in ((signal.SIGINT, "training from"), (signal.SIGTERM, "evaluating")):
+        process = start(folder, data)
+        until_told(process, sign)
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + number and found(folder)[1]["status"] == "interrupted"
+        assert "the same command goes on from here" in told and "Traceback" not in told
+    process = start(folder, data)
+    until_told(process, "evaluating")
+    process.send_signal(signal.SIGINT)
+    until_told(process, "once more to stop at once")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    process = start(folder, data)
     assert process.communicate()[1] and process.returncode == 0
-    assert differences(result(tmp_path / "cut"), result(tmp_path / "uncut")) == []
+    assert found(folder)[1]["cost"]["lost_seconds"] == 0
+    assert differences(result(folder), whole) == []
+
+
+def test_a_term_in_preparation_leaves_nothing_half_prepared(tmp_path: Path):
+    process = start(tmp_path / "cut", tmp_path / "data", "dataset.sentences.train=400000")
+    while not list(tmp_path.glob("data/.*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and told == "ended by SIGTERM before training began\n"
+    assert not list(tmp_path.glob("data/.*")) and not list(tmp_path.glob("cut/**/run.json"))
