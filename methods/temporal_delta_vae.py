@@ -3,11 +3,10 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmark.api import Batch, Draw, LatentModel, Recipe, Run, Task, register
-from benchmark.models import LSTMDecoder, LSTMEncoder, gaussian_log_density, initialise
+from benchmark.api import Recipe, Run, Task, register
+from benchmark.models import AntiCausalEncoder, TemporalVAE
 
 
 def committed_rate(steps: float, alpha: float) -> float:
@@ -27,139 +26,11 @@ def correlation(steps: float, target: float) -> float:
     return low
 
 
-def kl_to_ar1(mean: Tensor, log_variance: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
-    """KL(prod_t N(mu_t, sigma_t^2) || AR(1)), exact, [B, U] nats: the expectation over z_{t-1} is
-    taken analytically. mean, log_variance: [B, T, U]; alpha: [U]; mask: [B, T]."""
-    v = 1 - alpha**2
-    variance = log_variance.exp()
-    first = variance[:, 0] - log_variance[:, 0] - 1 + mean[:, 0] ** 2
-    drift = (mean[:, 1:] - alpha * mean[:, :-1]) ** 2 + alpha**2 * variance[:, :-1]
-    rest = variance[:, 1:] / v - log_variance[:, 1:] + v.log() - 1 + drift / v
-    return 0.5 * (first + (rest * mask[:, 1:, None]).sum(1))
-
-
-class AntiCausalEncoder(nn.Module):
-    """q(z_t | x_t, ..., x_T): the configured encoder's LSTM, reading backwards from the
-    sentence's own end, with its head at every step."""
-
-    def __init__(self, encoder: LSTMEncoder):
-        super().__init__()
-        self.init = encoder.init
-        self.embed, self.lstm, self.head = encoder.embed, encoder.lstm, encoder.head
-
-    def reset_parameters(self) -> None:
-        initialise(self, *self.init)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log variance, [B, T, U] each, of the steps that predict x_1 ... x_T."""
-        words = batch.source[:, 1:]  # without <s>
-        places = torch.arange(words.shape[1], device=words.device)
-        last = batch.source_lengths[:, None] - 2
-        turned = (last - places) % words.shape[1]  # its own inverse on the sentence
-        states, _ = self.lstm(self.embed(words.gather(1, turned)))
-        states = states.gather(1, turned[..., None].expand_as(states))
-        mean, log_variance = self.head(states).float().chunk(2, dim=-1)
-        return mean, log_variance
-
-
-class AuxiliaryPrior(nn.Module):
-    """p_aux(z), an LSTM over the steps with Gaussian outputs: what the codes really follow."""
-
-    def __init__(self, units: int, hidden: int):
-        super().__init__()
-        self.lstm = nn.LSTM(units, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, 2 * units)
-
-    def reset_parameters(self) -> None:
-        self.lstm.reset_parameters()
-        self.head.reset_parameters()
-
-    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
-        """[B, K], the log density of codes z [B, K, T, U] over the steps of mask [B, T]."""
-        before = torch.cat([torch.zeros_like(z[..., :1, :]), z[..., :-1, :]], -2)
-        states, _ = self.lstm(before.flatten(0, 1))
-        mean, log_variance = self.head(states).float().view(*z.shape[:-1], -1).chunk(2, -1)
-        return (gaussian_log_density(z, mean, log_variance) * mask[:, None]).sum(-1)
-
-
-class TemporalDeltaVAE(LatentModel):
-    """p(z) an AR(1) process in each channel, q(z|x) factorised over steps, z_t fed at step t."""
-
-    latent = "sequence"
-    why_no_log_q = "codes of sentences of other lengths have no density under the posterior"
-
-    def __init__(self, encoder: AntiCausalEncoder, decoder: LSTMDecoder, alpha: list[float]):
-        super().__init__()
-        self.encoder, self.decoder, self.units = encoder, decoder, len(alpha)
-        self.auxiliary = AuxiliaryPrior(self.units, hidden=64)
-        self.alpha: Tensor
-        self.register_buffer("alpha", torch.tensor(alpha))
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "decoder": self.decoder, "auxiliary": self.auxiliary}
-
-    def draw(self, batch: Batch, k: int = 1) -> Draw:
-        mean, log_variance = self.encoder(batch)  # [B, T, U]
-        mask = batch.mask[:, None]  # [B, 1, T]
-        noise = batch.normal(k, *mean.shape[1:])
-        z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise  # [B, K, T, U]
-        log_qz = gaussian_log_density(z, mean[:, None], log_variance[:, None])
-        return Draw(
-            z=z,
-            log_px=self.log_px(batch, z),
-            log_pz=(self.prior_log_density(z) * mask).sum(-1),
-            log_qz=(log_qz * mask).sum(-1),
-            kl=kl_to_ar1(mean, log_variance, self.alpha, batch.mask),
-            log_pz_alt={} if self.training else {"auxiliary": self.auxiliary(z, batch.mask)},
-        )
-
-    def auxiliary_cost(self, batch: Batch) -> Tensor:
-        """-log p_aux of one code a sentence, nats; it moves neither encoder nor decoder."""
-        with torch.no_grad():
-            mean, log_variance = self.encoder(batch)
-            noise = batch.normal(1, *mean.shape[1:])
-            z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
-        return -self.auxiliary(z, batch.mask).mean()
-
-    def prior_log_density(self, z: Tensor) -> Tensor:
-        """[B, K, T], log p(z_t | z_{t-1}), summed over channels."""
-        mean = torch.cat([torch.zeros_like(z[..., :1, :]), self.alpha * z[..., :-1, :]], -2)
-        log_variance = torch.log1p(-(self.alpha**2)).expand_as(z).clone()
-        log_variance[..., 0, :] = 0
-        return gaussian_log_density(z, mean, log_variance)
-
-    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.log_px(batch, z)
-
-    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        mean, log_variance = self.encoder(batch)
-        return mean, log_variance.exp(), batch.mask
-
-    def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
-        """From the AR(1) prior."""
-        z = torch.randn(n, max_length, self.units, device=self.alpha.device)
-        scale = (1 - self.alpha**2).sqrt()
-        for t in range(1, max_length):
-            z[:, t] = self.alpha * z[:, t - 1] + scale * z[:, t]
-        return self.decode(z, max_length=max_length, temperature=temperature)
-
-    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        """From posterior means; beyond the sentence's length the codes are zero."""
-        mean, _ = self.encoder(batch)
-        mean = mean.masked_fill(~batch.mask[..., None], 0)[:, :max_length]
-        missing = max_length - mean.shape[1]
-        return self.decode(nn.functional.pad(mean, (0, 0, 0, missing)), max_length=max_length)
-
-    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
-        return self.decoder.generate(z, max_length=max_length, temperature=temperature)
-
-
 def step(run: Run) -> dict[str, Tensor]:
     """One joint step of encoder and decoder; beside it one of the auxiliary prior, whose gradient
     has no part in how theirs is clipped."""
     batch, model = run.next(), run.model
-    assert isinstance(model, TemporalDeltaVAE)
+    assert isinstance(model, TemporalVAE)
     loss = run.loss(batch)
     run.descend(loss, "encoder", "decoder", clip="moved")
     auxiliary = model.auxiliary_cost(batch)
@@ -200,7 +71,7 @@ class TemporalDelta:
             assert self.target is not None and self.channels is not None
             alpha = [correlation(task.mean_length, self.target / self.channels)] * self.channels
         units = len(alpha)
-        model = TemporalDeltaVAE(
+        model = TemporalVAE(
             AntiCausalEncoder(task.encoder(latent=units)),
             task.decoder(latent=units, stepwise=True),
             alpha,

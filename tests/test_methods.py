@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw
 from benchmark.compose import find_method
-from benchmark.models import kl_to_standard
+from benchmark.models import kl_to_ar1, kl_to_standard
 from benchmark.objectives import negative_elbo
 from benchmark.task import CellTask
 from methods.delta_vae import FlooredEncoder, deviations
 from methods.free_bits import Per, floored_rate
 from methods.kl_annealing import Shape
-from methods.temporal_delta_vae import committed_rate, correlation, kl_to_ar1
+from methods.temporal_delta_vae import committed_rate, correlation
 
 TASK = CellTask(
     vocab_size=20,

@@ -9,14 +9,22 @@ from benchmark.models.gaussian import (
 )
 from benchmark.models.likelihood import token_log_likelihood
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder, initialise
+from benchmark.models.stochastic import Generator, Inference, StochasticLSTM
+from benchmark.models.temporal import AntiCausalEncoder, TemporalVAE, kl_to_ar1
 
 __all__ = [
+    "AntiCausalEncoder",
     "GaussianVAE",
+    "Generator",
+    "Inference",
     "LSTMDecoder",
     "LSTMEncoder",
     "LanguageModel",
+    "StochasticLSTM",
+    "TemporalVAE",
     "gaussian_log_density",
     "initialise",
+    "kl_to_ar1",
     "kl_to_standard",
     "standard_log_density",
     "token_log_likelihood",

@@ -1,0 +1,238 @@
+"""A stochastic LSTM (Goyal et al., NeurIPS 2017; an SRNN with a backward encoder): a code for each
+predicted token, with a learned prior and a posterior that follow the sentence's own history."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmark.api import BOS, EOS, PAD, Batch, Draw, LatentModel
+from benchmark.models.gaussian import gaussian_log_density, kl_to_standard
+from benchmark.models.likelihood import token_log_likelihood
+from benchmark.models.lstm import LSTMDecoder
+
+
+class Gaussian(nn.Sequential):
+    """Mean and log variance from features, through one hidden layer: leaky ReLU of slope 1/3,
+    clipped to [-3, 3], and outputs clamped to [-8, 8], as released."""
+
+    def __init__(self, inputs: int, hidden: int, units: int):
+        super().__init__(nn.Linear(inputs, hidden), nn.Linear(hidden, 2 * units))
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.leaky_relu(self[0](torch.cat(features, -1)), 1 / 3).clamp(-3, 3)
+        mean, log_variance = self[1](hidden).float().clamp(-8, 8).chunk(2, -1)
+        return mean, log_variance
+
+
+def reset(module: nn.Module) -> None:
+    """PyTorch's own initialisation, U(+-1/sqrt(fan)), but orthogonal recurrent weights."""
+    for part in module.modules():
+        if hasattr(part, "reset_parameters") and part is not module:
+            part.reset_parameters()  # type: ignore[operator]
+        for name, weight in part.named_parameters(recurse=False):
+            if name.startswith("weight_hh"):
+                for gate in weight.data.chunk(4):
+                    nn.init.orthogonal_(gate)
+
+
+class Inference(nn.Module):
+    """q(z_t | h_{t-1}, b_t), b_t the state of an LSTM that has read the sentence from its own end
+    back to the target of step t; and that LSTM's language model."""
+
+    def __init__(self, vocab_size: int, embedding: int, hidden: int, mlp: int, units: int):
+        super().__init__()
+        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.posterior = Gaussian(2 * hidden, mlp, units)
+        self.output = nn.Linear(hidden, vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset(self)
+
+    def backward_states(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """b [B, T, H] from the embedded targets [B, T, E] of so many steps."""
+        places = torch.arange(words.shape[1], device=words.device)
+        turned = ((lengths[:, None] - 1 - places) % words.shape[1])[..., None]  # its own inverse
+        states, _ = self.lstm(words.gather(1, turned.expand_as(words)))
+        return states.gather(1, turned.expand_as(states))
+
+
+class Generator(nn.Module):
+    """p(z_t | h_{t-1}), h_t = LSTM([W z_t, e(x_t)], h_{t-1}) and p(x_{t+1} | h_t); and the
+    auxiliary p(b_t | z_t), or p(b_t | z_t, h_{t-1})."""
+
+    def __init__(self, like: LSTMDecoder, mlp: int, units: int, sees_history: bool):
+        super().__init__()
+        hidden, embedding = like.lstm.hidden_size, like.embed.embedding_dim
+        self.hidden, self.sees_history, self.init_embedding = hidden, sees_history, like.init[1]
+        self.embed, self.dropout = like.embed, like.dropout
+        self.code = nn.Linear(units, embedding)
+        self.cell = nn.LSTMCell(2 * embedding, hidden)
+        self.prior = Gaussian(hidden, mlp, units)
+        self.auxiliary = Gaussian(units + hidden * sees_history, mlp, hidden)
+        self.output = nn.Linear(hidden, like.embed.num_embeddings, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset(self)
+        nn.init.uniform_(self.embed.weight, -self.init_embedding, self.init_embedding)
+
+
+class StochasticLSTM(LatentModel):
+    """p(x, z) = prod_t p(z_t | h_{t-1}) p(x_{t+1} | h_t), q(z|x) = prod_t q(z_t | h_{t-1}, b_t).
+
+    In training a draw's `aux` holds, in nats a sentence: auxiliary, -log p(b_t | z_t) with b_t held
+    fixed; backward, the backward LSTM's language model.
+    """
+
+    latent = "sequence"
+    why_no_log_q = "the posterior of a step depends on the sentence's own history"
+
+    def __init__(self, inference: Inference, generator: Generator, units: int):
+        super().__init__()
+        self.inference, self.generator, self.units = inference, generator, units
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"encoder": self.inference, "decoder": self.generator}
+
+    def unroll(self, inputs: Tensor, k: int, code: Callable[[Tensor, int], Tensor]):
+        """Run the recurrence over inputs [B, T], K times for each sentence, with the codes
+        [B K, U] that `code(h_{t-1}, t)` says. Returns z [B K, T, U], states before and after
+        each step, [B K, T, H]."""
+        g = self.generator
+        words = g.dropout(g.embed(inputs)).repeat_interleave(k, dim=0)
+        h = cell = words.new_zeros(len(words), g.hidden)
+        codes, states = [], [h]
+        for t in range(inputs.shape[1]):
+            codes.append(code(h, t))
+            h, cell = g.cell(torch.cat([g.code(codes[-1]), words[:, t]], -1), (h, cell))
+            states.append(h)
+        after = torch.stack(states, 1)
+        return torch.stack(codes, 1), after[:, :-1], after[:, 1:]
+
+    def read(self, batch: Batch) -> Tensor:
+        """b [B, T, H] of the sentences in `source`."""
+        g = self.generator
+        words = g.dropout(g.embed(batch.source[:, 1:]))
+        return self.inference.backward_states(words, batch.source_lengths - 1)
+
+    def infer(self, batch: Batch, k: int):
+        """Ancestral samples of the posterior, K a sentence: what `unroll` returns, b, and the
+        moments of q and p, [B K, T, U] each."""
+        b = self.read(batch)
+        behind = b.repeat_interleave(k, dim=0)
+        noise = batch.normal(k, b.shape[1], self.units).flatten(0, 1)
+        moments: list[tuple[Tensor, Tensor]] = []
+
+        def code(h: Tensor, t: int) -> Tensor:
+            moments.append(self.inference.posterior(h, behind[:, t]))
+            mean, log_variance = moments[-1]
+            return mean + (0.5 * log_variance).exp() * noise[:, t]
+
+        z, before, after = self.unroll(batch.inputs, k, code)
+        q = torch.stack([m for m, _ in moments], 1), torch.stack([v for _, v in moments], 1)
+        return z, before, after, b, q, self.generator.prior(before)
+
+    def draw(self, batch: Batch, k: int = 1) -> Draw:
+        z, before, after, b, q, p = self.infer(batch, k)
+
+        def over_steps(value: Tensor) -> Tensor:  # [B K, T, ...] -> [B, K, ...], real steps only
+            value = value.unflatten(0, (len(batch), k))
+            return (value * batch.mask.view(len(batch), 1, -1, *[1] * (value.dim() - 3))).sum(2)
+
+        aux = {}
+        if self.training:
+            mean, log_variance = self.generator.auxiliary(
+                *((before, z) if self.generator.sees_history else (z,))
+            )
+            target = b.detach().repeat_interleave(k, dim=0)  # no gradient into the reader
+            forced = -gaussian_log_density(target, mean.tanh(), log_variance)
+            aux["auxiliary"] = over_steps(forced).mean(1)
+            x = batch.source[:, :-1]
+            told = token_log_likelihood(b.flatten(0, 1), self.inference.output.weight, x.flatten())
+            aux["backward"] = -(told.view_as(x) * batch.mask).sum(1)
+        return Draw(
+            z=z.unflatten(0, (len(batch), k)),
+            log_px=self.score(batch, after),
+            log_pz=over_steps(gaussian_log_density(z, *p)),
+            log_qz=over_steps(gaussian_log_density(z, *q)),
+            kl=over_steps(kl_to_standard(*whitened(q, p))).mean(1),
+            aux=aux,
+        )
+
+    def score(self, batch: Batch, states: Tensor) -> Tensor:
+        """[B, K], log p(x|z) from the states [B K, T, H] after each step."""
+        k = len(states) // len(batch)
+        targets = batch.targets.repeat_interleave(k, dim=0)
+        states = self.generator.dropout(states)
+        scores = token_log_likelihood(
+            states.flatten(0, 1), self.generator.output.weight, targets.flatten()
+        ).view_as(targets)
+        return (scores * (targets != PAD)).sum(-1).view(len(batch), k)
+
+    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
+        assert z is not None
+        codes = z.flatten(0, 1)
+        _, _, after = self.unroll(batch.inputs, z.shape[1], lambda h, t: codes[:, t])
+        return self.score(batch, after)
+
+    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Whitened by the prior, given one sampled history."""
+        _, _, _, _, q, p = self.infer(batch, 1)
+        mean, log_variance = whitened(q, p)
+        return mean, log_variance.exp(), batch.mask
+
+    @torch.no_grad()
+    def write(self, n: int, max_length: int, temperature: float, code) -> Tensor:
+        """[n, <= max_length] tokens, each step's code being `code(h_{t-1}, t)`."""
+        g, weight = self.generator, self.generator.output.weight
+        token = torch.full((n,), BOS, device=weight.device)
+        h = cell = weight.new_zeros(n, g.hidden)
+        done, written = torch.zeros_like(token, dtype=torch.bool), []
+        for t in range(max_length):
+            h, cell = g.cell(torch.cat([g.code(code(h, t)), g.embed(token)], -1), (h, cell))
+            logits = g.output(h).float()
+            logits[:, [PAD, BOS]] = -math.inf
+            if temperature > 0:
+                token = torch.multinomial(F.softmax(logits / temperature, -1), 1)[:, 0]
+            else:
+                token = logits.argmax(-1)
+            token = token.masked_fill(done, PAD)
+            done = done | (token == EOS)
+            written.append(token)
+        return torch.stack(written, 1)
+
+    def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
+        """From the prior's path alone: the backward LSTM is not needed."""
+
+        def code(h: Tensor, t: int) -> Tensor:
+            mean, log_variance = self.generator.prior(h)
+            return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+        return self.write(n, max_length, temperature, code)
+
+    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
+        """By posterior means given what was written so far; behind the sentence by the prior's."""
+        b = self.read(batch)
+
+        def code(h: Tensor, t: int) -> Tensor:
+            prior = self.generator.prior(h)[0]
+            if t >= b.shape[1]:
+                return prior
+            return torch.where(
+                batch.mask[:, t, None], self.inference.posterior(h, b[:, t])[0], prior
+            )
+
+        return self.write(len(batch), max_length, 0.0, code)
+
+    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
+        steps = min(max_length, z.shape[1])
+        return self.write(len(z), steps, temperature, lambda h, t: z[:, t])
+
+
+def whitened(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of q where p is the standard normal."""
+    return (q[0] - p[0]) * (-0.5 * p[1]).exp(), q[1] - p[1]
