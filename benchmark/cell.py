@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,8 @@ def run_cell(
         except Exception as error:
             outcome = _failure(error)
             if not isinstance(error, SENTENCES):
-                directory.save_text("error.txt", traceback.format_exc())
+                with suppress(OSError):  # a full disk may still have room for the record
+                    directory.save_text("error.txt", traceback.format_exc())
             directory.write(**outcome)
         if outcome["status"] in ("done", "stopped"):
             (directory.path / FINISHED).unlink(missing_ok=True)
@@ -159,7 +160,7 @@ def run_cell(
         return outcome["status"]
 
 
-SENTENCES = (UserError, Diverged, Damaged, Unfit, OSError)
+SENTENCES = (UserError, Diverged, Damaged, Unfit)
 """Errors that say all there is to say: nobody needs their traceback."""
 
 

@@ -86,10 +86,6 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # of a folder, and of nothin
 FIELDS = ("status", "reason", "selected_step", "summary", "notes", "cost", "provenance")
 
 
-class Damaged(ValueError):
-    """run.json breaks the schema."""
-
-
 class RunDirectory:
     """One cell's folder. Its reader needs nothing; its writer holds `lease()`.
 
@@ -115,7 +111,7 @@ class RunDirectory:
         create(self.path / "run.json", _json(record), self.attempt)
 
     def read(self) -> dict[str, Any] | None:
-        """run.json, or None where there is none. Raises Damaged if it breaks the schema."""
+        """run.json, or None where there is none. Raises ValueError if it breaks the schema."""
         try:
             text = (self.path / "run.json").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -126,11 +122,7 @@ class RunDirectory:
         except (ValueError, RecursionError) as error:
             problems = [f"it is no JSON ({error})"]
         if problems:
-            where = self.path / "run.json"
-            raise Damaged(
-                f"{where} is damaged: {'; '.join(problems)}; remove it, and the same command "
-                "goes on from the checkpoint"
-            )
+            raise ValueError(f"{self.path / 'run.json'} is damaged: {'; '.join(problems)}")
         return record
 
     def write(self, **changes: Any) -> None:

@@ -109,7 +109,7 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
     try:
         known = directory.read()
     except ValueError as error:
-        raise compose.UserError(f"{error}; move that folder away to run the cell anew.") from error
+        raise compose.UserError(f"{error}; remove it to go on from the checkpoint.") from error
     if known is not None and known["status"] == "done":
         _say(f"{cell.key} is done already.\n{_line(known)}\nrecord: {directory.path}")
         return 0
