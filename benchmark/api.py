@@ -246,17 +246,25 @@ METHODS: dict[str, type] = {}
 
 def register(name: str) -> Callable[[type], type]:
     """Class decorator: make a method known. The class is a plain dataclass whose fields are the
-    hyper-parameters and which has `recipe(self, task: Task) -> Recipe`."""
+    hyper-parameters and which has `recipe(self, task: Task) -> Recipe`.
+
+    Raises TypeError for another kind of class, ValueError for a name that is taken.
+    """
 
     def add(cls: type) -> type:
-        known = METHODS.get(name)
-        if known is not None and known.__module__ != cls.__module__:
-            raise ValueError(
-                f"two methods are named {name!r}: {known.__module__} and {cls.__module__}; "
-                "rename one of them"
-            )
-        if not dataclasses.is_dataclass(cls):
+        # asked of the class itself: a subclass of a dataclass is one, but its own fields are not
+        if "__dataclass_fields__" not in vars(cls):
             raise TypeError(f"method {name!r}: write @register above @dataclass, not below")
+        if vars(cls)["__dataclass_params__"].frozen:
+            raise TypeError(f"method {name!r}: write @dataclass without frozen=True")
+        if not callable(getattr(cls, "recipe", None)):
+            raise TypeError(f"method {name!r}: {cls.__name__} has no recipe(self, task)")
+        known = METHODS.get(name, cls)
+        places = [f"{c.__qualname__} in {c.__module__}" for c in (known, cls)]
+        if places[0] != places[1]:  # where they are equal, a file is read again
+            raise ValueError(
+                f"two methods are named {name!r}: {' and '.join(places)}; rename one of them"
+            )
         METHODS[name] = cls
         return cls
 

@@ -231,14 +231,14 @@ def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
     composed: what Hydra made of configs/ and the command line; overridden: the keys set there,
     which win over a method's `paper:` block. Raises UserError.
     """
-    overridden = list(overridden)
+    overridden = [key for key in overridden if key not in GROUPS]
     name, file, paper = None, "the method's YAML", None
     composed = composed.copy()
     OmegaConf.set_struct(composed, False)
     method = composed.get("method")
+    if "hydra" in composed:
+        file = f"configs/method/{composed.hydra.runtime.choices['method']}.yaml"
     if isinstance(method, DictConfig):
-        if "hydra" in composed:
-            file = f"configs/method/{composed.hydra.runtime.choices['method']}.yaml"
         name, paper = method.get("name"), method.pop("paper", None)
     if name is None:
         raise UserError(f"{file} names no method; add the line 'name: NAME' to it.")
@@ -366,7 +366,7 @@ def find_method(name: str) -> type:
     from benchmark.api import METHODS
 
     plugins = [plugin for plugin in _plugins() if plugin.name == name]
-    places = [f"{plugin.value} of {_package(plugin)}" for plugin in plugins]
+    places = sorted(f"{plugin.value} of {_package(plugin)}" for plugin in plugins)
     here = _method_files()
     if name in here:
         places.insert(0, f"methods/{name}.py")
@@ -380,8 +380,7 @@ def find_method(name: str) -> type:
     elif plugins:
         _import(places[0], plugins[0].load)
     elif name not in METHODS:
-        known = here | {plugin.name for plugin in _plugins()}
-        raise UserError(f"no method is registered as {name!r}; {nearest(name, known)}.")
+        raise UserError(f"no method is registered as {name!r}; {nearest(name, method_names())}.")
     if name not in METHODS:
         module = f"methods.{name}" if name in here else plugins[0].module
         others = [other for other, cls in METHODS.items() if cls.__module__ == module]
@@ -391,6 +390,11 @@ def find_method(name: str) -> type:
             f'decorate its dataclass with @register("{name}").'
         )
     return METHODS[name]
+
+
+def method_names() -> set[str]:
+    """Every method that can be found, here and in other packages; none is imported."""
+    return _method_files() | {plugin.name for plugin in _plugins()}
 
 
 def _method_files() -> set[str]:
