@@ -28,16 +28,8 @@ from benchmark.data.corpus import Corpus, Split
 from benchmark.evaluate import Effort, Report, Stopped, evaluate
 from benchmark.record import RunDirectory
 from benchmark.task import CellTask
-from benchmark.train import (
-    Damaged,
-    Diverged,
-    Progress,
-    Trainer,
-    Unfit,
-    out_of_memory,
-    read_tensors,
-    write_tensors,
-)
+from benchmark.tensors import Damaged, out_of_memory, read_tensors, write_tensors
+from benchmark.train import Diverged, Progress, Trainer, Unfit
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,11 @@
 """Training of one cell: the verbs a step may use, the budget, the learning-rate schedule, the
 selection of a checkpoint, and a state from which training goes on exactly."""
 
-import io
 import logging
 import math
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from benchmark.evaluate import Report, Stopped
 from benchmark.objectives import negative_elbo
 from benchmark.record import Metrics, RunDirectory
 from benchmark.task import CellTask
+from benchmark.tensors import Damaged, dump, out_of_memory, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -40,51 +38,8 @@ class Diverged(RuntimeError):
     """The loss or a validation score is not a finite number."""
 
 
-class Damaged(RuntimeError):
-    """A file of tensors does not hold what was written, or nothing that may be read."""
-
-
 class Unfit(RuntimeError):
     """A checkpoint is whole, but of another model or another program."""
-
-
-def write_tensors(directory: RunDirectory, name: str, value: Any) -> None:
-    """Write a file of tensors, all at once."""
-    with directory.replacing(name) as path:
-        _write(path, value)
-
-
-def _write(path: Path, value: Any) -> None:
-    # By way of memory: of a full disk torch's own writer says no more than "unexpected pos".
-    content = io.BytesIO()
-    torch.save(value, content)
-    path.write_bytes(content.getbuffer())
-
-
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What `write_tensors` wrote; executes nothing, whoever wrote the file.
-
-    Raises Damaged, and OSError where it cannot be read, which says nothing about what it holds.
-    """
-    content = io.BytesIO(path.read_bytes())
-    try:
-        with zipfile.ZipFile(content) as archive:
-            broken = archive.testzip()  # torch would load it: it does not check the sums
-        if broken is None:
-            content.seek(0)
-            return torch.load(content, map_location=device, weights_only=True)
-        reason = f"the checksum of {broken} is wrong"
-    except Exception as error:  # wrong bytes may raise anything
-        if out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-    raise Damaged(f"{path} is damaged ({reason})")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU torch has no class of errors for that."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def joint_step(run: "Trainer") -> dict[str, Tensor]:
@@ -435,7 +390,7 @@ class Trainer:
         last = self.directory.path / LAST
         saved = {"trainer": self.state(), "metrics": self.metrics.offset}
         with self.directory.replacing(LAST) as path:
-            _write(path, saved)
+            dump(saved, path)
             self.directory.check()
             if last.exists():
                 last.replace(self.directory.path / PREVIOUS)

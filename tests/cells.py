@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmark import cell, record
 from benchmark.run import main
-from benchmark.train import read_tensors
+from benchmark.tensors import read_tensors
 
 SMALL = [
     *["threads=1", "budget=smoke", "method=kl_annealing", "model.dropout=0.3"],

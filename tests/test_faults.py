@@ -19,7 +19,8 @@ import torch
 from benchmark import record
 from benchmark.lease import Lease
 from benchmark.record import RunDirectory
-from benchmark.train import Damaged, Trainer, read_tensors
+from benchmark.tensors import Damaged, read_tensors
+from benchmark.train import Trainer
 from tests import cells
 from tests.cells import SMALL, differences, found, result, run, stop_when
 

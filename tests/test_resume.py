@@ -29,7 +29,8 @@ from benchmark.models import GaussianVAE, LSTMDecoder, LSTMEncoder
 from benchmark.objectives import rate, reconstruction
 from benchmark.record import RunDirectory
 from benchmark.task import CellTask
-from benchmark.train import Trainer, read_tensors
+from benchmark.tensors import read_tensors
+from benchmark.train import Trainer
 from tests import cells
 from tests.cells import SMALL, Killed, differences, found, lines, plain, result, run, stop_when
 
@@ -257,17 +258,21 @@ def test_a_stop_after_each_step_changes_nothing(quick, bench, optimiser):
     assert differences(everything(made.go_on()), everything(whole.go_on())) == []
 
 
+def die_at(step: int) -> Callable[[int], bool]:
+    def die(t: int) -> bool:
+        if t == step:
+            raise Killed
+        return False
+
+    return die
+
+
 def test_a_death_at_every_step_changes_nothing(straight, bench):
     for stop in range(1, STEPS):
         made = bench(f"dead at {stop}")
 
-        def die(t: int, stop: int = stop) -> bool:
-            if t == stop:
-                raise Killed
-            return False
-
         with pytest.raises(Killed):
-            made.go_on(die)
+            made.go_on(die_at(stop))
         assert differences(everything(made.go_on()), straight) == [], f"died at step {stop}"
 
 
@@ -281,15 +286,19 @@ def test_a_validation_that_is_stopped_is_owed(straight, bench):
         assert differences(everything(made.go_on()), straight) == [], f"stopped at step {stop}"
 
 
-def test_old_weights_go_and_those_that_are_referred_to_stay(bench):
-    made = bench("weights")
-    made.go_on()
-    checkpoints = made.directory.path / "checkpoints"
-    referred = {
-        f"best-{read_tensors(checkpoints / name)['trainer']['best'][0]}.pt"
-        for name in ("last.pt", "previous.pt")
-    }
-    assert {path.name for path in checkpoints.glob("best-*")} == referred
+def test_old_weights_go_and_those_that_are_referred_to_stay(straight, bench):
+    """Also those of the checkpoint before the last, which may be needed."""
+    for step, steps in ((6, {5}), (11, {5, 10}), (19, {10})):
+        made = bench(f"weights {step}")
+        with pytest.raises(Killed):
+            made.go_on(die_at(step))
+        checkpoints = made.directory.path / "checkpoints"
+        assert {path.name for path in checkpoints.glob("best-*")} == {
+            f"best-{step}.pt" for step in steps
+        }
+        (checkpoints / "last.pt").write_bytes(b"")
+        assert made.trainer().resume() == (step > 6)
+        assert differences(everything(made.go_on()), straight) == []
 
 
 # -- a whole cell, in this process -----------------------------------------------------------------
