@@ -287,7 +287,9 @@ def test_a_dead_process_is_succeeded_at_once(tmp_path: Path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == "held\n"
-        child.kill()  # not waited for: a zombie, which still has a number and a start time
+        child.kill()
+        # dead but not reaped: a zombie, which still has a number and a start time
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         started = time.monotonic()
         with RunDirectory(tmp_path).lease(**LATE):
             assert time.monotonic() - started < 5
