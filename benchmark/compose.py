@@ -120,7 +120,7 @@ def sweep(words: Sequence[str]) -> list[list[str]]:
             raise UserError(f"{line} has no end; list the values: {key}=A,B.")
         else:
             choices[key] = [line]
-        if not choices[key] or line.endswith("="):
+        if not choices[key] or _is_empty(override):
             raise UserError(f"{line} is an empty sweep; name at least one value.")
     return [list(cell) for cell in itertools.product(*choices.values())]
 
@@ -148,7 +148,7 @@ def _accepted(override: Override) -> str:
         raise UserError(f"{line!r} names no option; write KEY=VALUE.")
     if override.is_sweep_override() or (key in GROUPS and value == "all"):
         raise UserError(f"{line} is more than one cell; add -m to run one after another.")
-    if not override.is_delete() and (value == "???" or line.endswith("=")):
+    if _is_empty(override):
         raise UserError(f"{line} has no value; write {key}=VALUE.")
     if key in GROUPS:
         if override.type is not OverrideType.CHANGE or override.package is not None:
@@ -165,6 +165,11 @@ def _accepted(override: Override) -> str:
         raise UserError(f"{key} means nothing here: Hydra composes, and no more; leave it out.")
     # the schema's fields can be set, also those that a YAML file does not list
     return f"++{line}" if override.type is OverrideType.CHANGE else line
+
+
+def _is_empty(override: Override) -> bool:
+    """Whether nothing stands behind the '='; '' does, and is an empty text."""
+    return not override.is_delete() and str(override.input_line).partition("=")[2] in ("", "???")
 
 
 def _options(group: str) -> list[str]:

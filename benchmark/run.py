@@ -109,7 +109,10 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
     try:
         known = directory.read()
     except ValueError as error:
-        raise compose.UserError(f"{error}; remove it to go on from the checkpoint.") from error
+        # what newer code wrote is whole, and not to be thrown away
+        other = "schema_version" in str(error)
+        way_out = "set another results_dir" if other else "remove it to go on from the checkpoint"
+        raise compose.UserError(f"{error}; {way_out}.") from error
     if known is not None and known["status"] == "done":
         _say(f"{cell.key} is done already.\n{_line(known)}\nrecord: {directory.path}")
         return 0
