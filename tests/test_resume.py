@@ -364,10 +364,11 @@ def test_finished_sentences_of_other_weights_are_not_used(uncut, monkeypatch, ch
 def test_a_stopped_cell_goes_on_to_the_same_end(uncut):
     folder, expected = uncut[0] / "stopped", uncut[1]
     for epochs, steps in ((0.35, 7), (1, 20), (1.75, 35)):
-        assert run(folder, f"stop_after={epochs}") == 0
+        assert run(folder, f"stop_after={epochs}", "save_every=0") == 0
         path, known = found(folder)
         assert known["status"] == "stopped" and known["cost"]["steps"] == steps
         assert known["summary"]["test"]["nll"] > 0 and (path / "checkpoints/best.pt").exists()
+        assert not (path / "checkpoints/evaluation.pt").exists()
     assert run(folder) == 0
     assert differences(result(folder), expected) == []
     assert found(folder)[1]["cost"]["lost_seconds"] == 0
