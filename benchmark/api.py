@@ -160,7 +160,8 @@ Step = Callable[["Run"], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method, as four values. A slot left None is the default.
+    """A method, as four values. A slot left None is the default: the configured VAE, the negative
+    ELBO, the batch as it is, one joint step.
 
     select: the validation metric, lowest first, that picks the checkpoint: None for the budget's
     rule ("nll" or "neg_elbo"), else "nll", "neg_elbo", "rec" or "last". select_after: share of the

@@ -45,7 +45,7 @@ class CLASS:
         def objective(draw: Draw, batch: Batch, t: int) -> Tensor:
             return reconstruction(draw) + self.beta * rate(draw)
 
-        return Recipe(model=task.model(), objective=objective)
+        return Recipe(objective=objective)
 '''
 
 YAML = """\

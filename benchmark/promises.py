@@ -46,6 +46,8 @@ ERRORS = 5.0  # standard errors that a mean may be off
 def builds(s: Subject) -> Iterator[str]:
     """Each parameter is in exactly one part of the model, and one part is the decoder."""
     model = build(s.cls, s.values).recipe(s.task).model
+    if model is None:
+        model = s.task.model()
     if not isinstance(model, LatentModel):
         yield f"the recipe's model is a {type(model).__name__}, no LatentModel"
         return

@@ -98,8 +98,7 @@ class Trainer:
         directory: RunDirectory,
         metrics: Metrics,
     ):
-        assert recipe.model is not None, "a recipe needs a model"
-        self.model = recipe.model.to(device)
+        self.model = (task.model() if recipe.model is None else recipe.model).to(device)
         self.objective = recipe.objective or negative_elbo
         self.corrupt = recipe.corrupt
         self.step = recipe.step or joint_step

@@ -76,4 +76,4 @@ class Aggressive:
             raise ValueError("method.window and method.updates are at least 1")
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(model=task.model(), step=AggressiveStep(self.window, self.updates))
+        return Recipe(step=AggressiveStep(self.window, self.updates))

@@ -75,18 +75,16 @@ class FreeBits:
             )
 
     def recipe(self, task: Task) -> Recipe:
-        model, length = task.model(), self.ramp * task.steps
-        if self.groups is not None and (self.groups < 1 or model.units % self.groups):
-            raise ValueError(
-                f"method.groups={self.groups} does not divide the model's {model.units} units"
-            )
+        units, length = task.latent, self.ramp * task.steps
+        if self.groups is not None and (self.groups < 1 or units % self.groups):
+            raise ValueError(f"method.groups={self.groups} does not divide the {units} units")
         target = self.target
         if target is None:
             assert self.floor is not None
-            target = self.floor * model.units
+            target = self.floor * units
 
         def objective(draw: Draw, batch: Batch, t: int) -> Tensor:
             charged = floored_rate(draw.kl, target, self.per, self.groups)
             return reconstruction(draw) + linear_ramp(t, length) * charged
 
-        return Recipe(model=model, objective=objective, select_after=self.ramp)
+        return Recipe(objective=objective, select_after=self.ramp)

@@ -76,4 +76,4 @@ class KLAnnealing:
 
         # A checkpoint from within a ramp was trained to another objective.
         last_rise = (self.cycles - 1 + self.zero + self.ramp) / self.cycles
-        return Recipe(model=task.model(), objective=objective, select_after=last_rise)
+        return Recipe(objective=objective, select_after=last_rise)

@@ -28,4 +28,4 @@ class WordDropout:
             return batch.but(inputs=batch.inputs.masked_fill(hidden, UNK))
 
         # At rate 0 not even the random stream differs from the plain VAE's.
-        return Recipe(model=task.model(), corrupt=corrupt if self.rate > 0 else None)
+        return Recipe(corrupt=corrupt if self.rate > 0 else None)
