@@ -162,6 +162,7 @@ def _failure(error: Exception) -> dict[str, Any]:
         return {"status": "diverged", "reason": str(error)}
     first = str(error).partition("\n")[0]
     if out_of_memory(error):
+        first = first.rpartition("DefaultCPUAllocator: ")[2]
         reason = f"out of memory: {first}" if first else "out of memory"
     elif isinstance(error, OSError):
         reason = f"{error.filename}: {error.strerror}" if error.filename else first

@@ -1,6 +1,7 @@
 """Files of tensors: checkpoints, weights, scores. Whole or known to be damaged; never executed."""
 
 import io
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
             content.seek(0)
             return torch.load(content, map_location=device, weights_only=True)
         reason = f"the checksum of {broken} is wrong"
+    except pickle.UnpicklingError:  # whose text advises to load it all the same
+        reason = "it holds more than tensors and plain values, which nobody should load"
     except Exception as error:  # wrong bytes may raise anything
         if out_of_memory(error):
             raise

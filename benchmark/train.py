@@ -410,6 +410,8 @@ class Trainer:
         for path in found:
             try:
                 saved = read_tensors(path)
+                if not isinstance(saved, dict) or not {"trainer", "metrics"} <= saved.keys():
+                    raise Damaged("it holds no state of training")
                 best = saved["trainer"]["best"][0]
                 if best is not None:
                     read_tensors(self.directory.path / self._best_name(best))

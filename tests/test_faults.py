@@ -141,6 +141,7 @@ def test_a_damaged_checkpoint_is_passed_over(uncut, interrupted, damage, warning
     DAMAGE[damage](path / "last.pt")
     assert run(interrupted) == 0
     assert "last.pt is passed over" in warnings() and "starts over" not in warnings()
+    assert warnings().count("\n") == 0 and "torch.load" not in warnings()
     assert not (path / "executed").exists()
     assert differences(result(interrupted), uncut[1]) == []
     assert found(interrupted)[1]["cost"]["lost_seconds"] > 0
