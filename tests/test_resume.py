@@ -364,7 +364,8 @@ def test_finished_sentences_of_other_weights_are_not_used(uncut, monkeypatch, ch
 def test_a_stopped_cell_goes_on_to_the_same_end(uncut):
     folder, expected = uncut[0] / "stopped", uncut[1]
     for epochs, steps in ((0.35, 7), (1, 20), (1.75, 35)):
-        assert run(folder, f"stop_after={epochs}", "save_every=0") == 0
+        often = epochs == 1  # only then is there half an evaluation to leave behind
+        assert run(folder, f"stop_after={epochs}", f"save_every={0 if often else 300}") == 0
         path, known = found(folder)
         assert known["status"] == "stopped" and known["cost"]["steps"] == steps
         assert known["summary"]["test"]["nll"] > 0 and (path / "checkpoints/best.pt").exists()
