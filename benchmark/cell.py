@@ -308,7 +308,7 @@ class _Cell:
         trainer.save()
         ended = trainer.ended or trainer.t >= task.steps
         selected = trainer.load_best()
-        write_tensors(self.directory, BEST, trainer.weights())
+        write_tensors(self.directory, BEST, self.model.state_dict())
         log.info("evaluating the checkpoint of step %d", selected)
         how = f"{self.evaluation} {self.device.type} {about['fingerprint']}"
         self.finished = _Finished(self.directory, BEST, how, every)

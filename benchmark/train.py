@@ -237,6 +237,7 @@ class Trainer:
     def _validate(self) -> None:
         report = self.validate()
         self.record("valid", report.numbers, report.estimators)
+        self._tell(report)
         if self._at_epoch:
             self._judge(report)
         self._validated = self.t
@@ -256,7 +257,7 @@ class Trainer:
             raise Diverged(f"the validation loss is not finite after {self.t} steps")
         if self.t >= self.select_after and score < self.best_score:
             self.best_score, self.best_step = score, self.t
-            write_tensors(self.directory, self._best_name(self.t), self.weights())
+            write_tensors(self.directory, self._best_name(self.t), self.model.state_dict())
         if self.schedule is None:
             return
         epoch = self.t // self.steps_per_epoch - 1
@@ -265,6 +266,15 @@ class Trainer:
             self.load_best()
             self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
             self.ended = self.schedule.ended
+
+    def _tell(self, report: Report) -> None:
+        found = {name: report.numbers.get(name) for name in ("nll", "neg_elbo", "kl", "i_read")}
+        log.info(
+            "step %d of %d: %s; %.0f tokens/s",
+            *(self.t, self.steps),
+            ", ".join(f"{name} {value:.2f}" for name, value in found.items() if value is not None),
+            self.count["tokens"] / max(self.seconds, 1e-9),
+        )
 
     def _accumulate(self, logs: dict[str, Tensor]) -> None:
         for name, value in logs.items():
@@ -445,9 +455,10 @@ class Trainer:
 
     def load_best(self) -> int:
         """Put the selected checkpoint's weights into the model and return its step; where none was
-        eligible yet, the weights stay as they are."""
+        eligible yet, the weights stay as they are. The slots' own state is never put back: a
+        method that has left a phase for good does not re-enter it."""
         if self.best_step is None:
             return self.t
         path = self.directory.path / self._best_name(self.best_step)
-        self._load_weights(read_tensors(path, self.device))
+        self.model.load_state_dict(read_tensors(path, self.device))
         return self.best_step

@@ -258,6 +258,18 @@ def test_a_stop_after_each_step_changes_nothing(quick, bench, optimiser):
     assert differences(everything(made.go_on()), everything(whole.go_on())) == []
 
 
+def test_the_selected_weights_are_the_models_alone(quick, bench):
+    """A phase that a step has left for good is not entered again when a decay reloads them."""
+    made = bench("reloaded").go_on()
+    made.step.inner.fill_(99)
+    for parameter in made.model.parameters():
+        nn.init.zeros_(parameter)
+    made.load_best()
+    best = read_tensors(made.directory.path / f"checkpoints/best-{made.best_step}.pt")
+    assert made.step.inner == 99
+    assert differences(plain(made.model.state_dict()), plain(best)) == []
+
+
 def die_at(step: int) -> Callable[[int], bool]:
     def die(t: int) -> bool:
         if t == step:
