@@ -99,7 +99,21 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda t, steps: bar.update(task, completed=t, total=steps)
+        with _log_above_the_bar():
+            yield lambda t, steps: bar.update(task, completed=t, total=steps)
+
+
+@contextmanager
+def _log_above_the_bar() -> Iterator[None]:
+    """Let the log write to the stderr of now, which the bar has put in the old one's place."""
+    handlers = [h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]
+    old = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, old, strict=True):
+            if stream is not None:  # None: it was the same
+                handler.setStream(stream)
 
 
 def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
