@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_ends_as_diverged(uncut, monkeypatch, warnings
     assert known["status"] == "diverged"
     assert known["reason"] == "the training loss is not finite by step 40"
     assert not (path / "error.txt").exists()
-    weights = read_tensors(path / "checkpoints/best-20.pt")["model"]
+    weights = read_tensors(path / "checkpoints/best-20.pt")
     assert all(value.isfinite().all() for value in weights.values())
     began = time.monotonic()
     assert run(folder) == 1
