@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import json
 import logging
-import resource
+import re
 import sys
 import time
 import traceback
@@ -66,6 +66,7 @@ def prepare_torch(config: DictConfig, device: torch.device) -> None:
         torch.set_num_threads(config.threads)
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False  # on by default for an LSTM: fp32 would not be fp32
         torch.backends.cudnn.benchmark = False
     _keep_memory()
     # Weights drawn from U(-0.01, 0.01) make gradients so small that the processor's slow path for
@@ -83,6 +84,26 @@ def _keep_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)
     except (AttributeError, OSError):
         pass  # another C library
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Measure the peak from here on: several cells may share a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone can
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """MB at most in use since, evaluation included; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) / 2**10 if found else None
 
 
 def make_task(config: DictConfig, corpus: Corpus) -> tuple[CellTask, list]:
@@ -237,6 +258,7 @@ class _Cell:
         self.directory, self.config, self.corpus, self.device = directory, config, corpus, device
         self.stop_requested, self.progress = stop_requested, progress
         self.finished: _Finished | None = None
+        forget_peak_memory(device)
         prepare_torch(config, device)
         self.task, batches = make_task(config, corpus)
         method = config.method
@@ -372,11 +394,6 @@ class _Cell:
 
     def cost(self, lost: float) -> dict[str, float | int | None]:
         count, seconds = self.trainer.count, self.trainer.seconds
-        peak = (
-            torch.cuda.max_memory_allocated(self.device) / 2**20
-            if self.device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        )
         return {
             "train_seconds": seconds,
             "lost_seconds": lost,
@@ -384,7 +401,7 @@ class _Cell:
             "steps": self.trainer.t,
             "batches": count["batches"],
             "backwards": count["backwards"],
-            "peak_memory_mb": peak,
+            "peak_memory_mb": peak_memory(self.device),
         }
 
     @torch.no_grad()

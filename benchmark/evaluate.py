@@ -441,7 +441,8 @@ def _without_latents(look: _Look, whole: _Whole) -> None:
     report.null(
         "the model has no latent variable",
         *("kl", "mi", "mi_n", "mi_loo", "mi_batch32", "au"),
-        *("z_gain", "z_gain_se", "z_gain_n", "i_read", "i_read_se"),
+        *("z_gain", "z_gain_se", "z_gain_n"),
+        *("i_read", "i_read_se", "i_read_n", "i_read_candidates"),
     )
 
 
@@ -591,11 +592,16 @@ def _reading(look: _Look, whole: _Whole, effort: Effort, temperature: float | No
             scores[:, :k] = model.log_px(batch, candidates).double().cpu().numpy()
             found.append(scores)
     if not found:
-        return report.null("no sentence has a candidate beside itself", "i_read", "i_read_se")
+        return report.null(
+            "no sentence has a candidate beside itself",
+            *("i_read", "i_read_se", "i_read_n", "i_read_candidates"),
+        )
     scores = np.concatenate(found)
     report.temperature = fit_temperature(scores) if temperature is None else temperature
     read = info_nce(scores, report.temperature)
     report.summary["i_read"], report.summary["i_read_se"] = mean_and_error(read)
+    report.summary["i_read_n"] = len(read)
+    report.summary["i_read_candidates"] = float((scores != -np.inf).sum(1).mean())
 
 
 def _first_codes(draw: Draw) -> Tensor:

@@ -15,6 +15,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -128,6 +129,7 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
         way_out = "set another results_dir" if other else "remove it to go on from the checkpoint"
         raise compose.UserError(f"{error}; {way_out}.") from error
     if known is not None and known["status"] == "done":
+        _refuse_other_data(config, cell, known)
         _say(f"{cell.key} is done already.\n{_line(known)}\nrecord: {directory.path}")
         return 0
     if known is not None and known["status"] == "diverged":
@@ -162,6 +164,22 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
         sys.exit(128 + received)  # no other cell of this command is begun
     log.error("%s: %s: %s (see %s)", cell.key, status, done["reason"], directory.path)
     return FAILURE
+
+
+def _refuse_other_data(config: DictConfig, cell: Cell, known: dict[str, Any]) -> None:
+    """A folder is no part of a cell's identity, so a done cell may be of another folder's text."""
+    path = config.dataset.path
+    if path is None or not os.path.isdir(path):
+        return
+    from benchmark.data.prepare import prepare, read_about
+
+    if read_about(prepare(config.dataset, Path(config.data_dir)))["hash"] != (
+        known["provenance"].get("data_hash")
+    ):
+        raise compose.UserError(
+            f"{cell.key} is done already, on other data than {path}; give this data a name of its "
+            "own with dataset.name=WORD."
+        )
 
 
 def _line(known: dict[str, Any]) -> str:

@@ -103,7 +103,7 @@ class Trainer:
         self.corrupt = recipe.corrupt
         self.step = recipe.step or joint_step
         self.select = recipe.select or budget.select
-        self.select_after = math.ceil(recipe.select_after * task.steps)
+        self.select_after = math.ceil(recipe.select_after * task.steps - 1e-9)  # a share's rounding
         self.budget, self.steps, self.steps_per_epoch = budget, task.steps, task.steps_per_epoch
         self.split, self.batches = split, batches
         self.seed, self.device, self.autocast = seed, device, autocast
@@ -258,7 +258,8 @@ class Trainer:
         if self.t >= self.select_after and score < self.best_score:
             self.best_score, self.best_step = score, self.t
             write_tensors(self.directory, self._best_name(self.t), self.model.state_dict())
-        if self.schedule is None:
+        # Within a ramp the loss rises by design, and no checkpoint is there to be reloaded.
+        if self.schedule is None or self.t < self.select_after:
             return
         epoch = self.t // self.steps_per_epoch - 1
         if self.schedule.decay_after(loss, epoch):

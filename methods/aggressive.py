@@ -38,7 +38,7 @@ class AggressiveStep(nn.Module):
         inner = self.catch_up(run, batch) if self.aggressive else 0
         loss = run.loss(batch)
         run.descend(loss, *(["decoder"] if self.aggressive else []))
-        return {"loss": loss.detach(), "inner_updates": loss.new_tensor(float(inner))}
+        return {"loss": loss.detach(), "inner_updates": loss.new_full((), inner)}
 
     def catch_up(self, run: Run, batch: Batch) -> int:
         """Update the encoder until the loss per token, averaged over a window of updates, is

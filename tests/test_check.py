@@ -21,6 +21,7 @@ PLANTED = {
     "parameter_never_learns": {"every_parameter_learns": "`model.decoder.gate` never learns"},
     "parameter_in_no_part": {"builds": "`scale` is in 0 parts"},
     "dead_knob": {"every_field_matters": "`floor` changes nothing: .* between 0.5 and 2.0"},
+    "dead_selection": {"every_field_matters": "`ramp` changes nothing: .* between 0.4 and 0.8"},
     "undocumented_field": {
         "is_documented": "`width` has no docstring",
         "every_field_matters": "`width` has no other value to try",

@@ -72,6 +72,12 @@ def test_a_paper_block_holds_under_its_budget_alone(ready):
     assert "paper" not in paper.method
 
 
+def test_zforcing_trains_as_its_paper_does(ready):
+    budget = config("method=zforcing", "budget=paper").budget
+    assert (budget.optimiser.value, budget.learning_rate, budget.clip) == ("adam", 1e-3, 100)
+    assert budget.halving is None
+
+
 def test_the_command_line_wins_over_a_paper(ready):
     found = config("method=kl_annealing", "budget=paper", "method.ramp=0.3")
     assert (found.method.start, found.method.ramp) == (0.1, 0.3)

@@ -387,7 +387,7 @@ PTB_COPIES = ["ptb", "hub/ptb-text-only/ptb_text_only"]
 
 @pytest.mark.parametrize("copy", PTB_COPIES)
 def test_ptb_is_the_papers(shared_data, tmp_path, copy):
-    """Counts of methods.md section 11; both layouts hold one content."""
+    """The counts that the field gives; both layouts hold one content."""
     corpus = load(prepare(config("ptb", path=str(shared_data / copy)), tmp_path))
     assert [len(s) for s in (corpus.train, corpus.valid, corpus.test)] == [42_068, 3_370, 3_761]
     assert corpus.test.lengths.sum() - len(corpus.test) == 78_669

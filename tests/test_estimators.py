@@ -69,6 +69,21 @@ def test_controlled_mean_is_unbiased_calibrated_and_beats_the_subset_mean():
     assert spread < 0.5 * np.std(subset_means)
 
 
+def test_a_wild_control_is_not_followed():
+    """Five sentences in ten thousand whose one-sample ELBO is off by 20,000 nats, though their
+    importance-weighted NLL is not: with a coefficient of 1 the estimate's spread is about 20."""
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(300):
+        nll = rng.normal(100, 5, 10_000)
+        neg_elbo = nll + rng.exponential(1, 10_000)
+        neg_elbo[rng.choice(10_000, 5, replace=False)] += 20_000
+        chosen = np.sort(rng.choice(10_000, 500, replace=False))
+        estimates.append(estimators.controlled_mean(neg_elbo, chosen, nll[chosen])[0])
+    assert np.std(estimates) < 0.3  # the subset's own mean has 0.22
+    assert abs(np.mean(estimates) - 100) < 0.1
+
+
 def test_controlled_mean_of_everything_is_the_mean():
     neg_elbo, everyone, nll = simulated(np.random.default_rng(1), 50, 50)
     estimate, error = estimators.controlled_mean(neg_elbo, everyone, nll)

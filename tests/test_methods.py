@@ -1,6 +1,7 @@
 """What each remedy promises; every test fails if its slot is put back to the default."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -597,3 +598,8 @@ def test_a_target_is_reached_at_the_mean_length():
     model = recipe("temporal_delta_vae", alpha=None, target=1.0, channels=2).model
     total = sum(committed_rate(TASK.mean_length, a) for a in model.alpha.tolist())
     assert total == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_example_in_the_readme_is_the_file():
+    root = Path(__file__).parent.parent
+    assert (root / "methods/word_dropout.py").read_text() in (root / "README.md").read_text()

@@ -270,6 +270,19 @@ def test_the_selected_weights_are_the_models_alone(quick, bench):
     assert differences(plain(made.model.state_dict()), plain(best)) == []
 
 
+def test_the_learning_rate_rule_waits_until_a_checkpoint_is_eligible(quick, bench):
+    """A ramp raises the loss by design: decays within it would end training before its end, with
+    nothing selected."""
+    folder = bench("ramp")
+    made = folder.trainer()
+    made.select_after = STEPS
+    made.train(STEPS, lambda: False, math.inf)
+    assert made.t == STEPS and made.best_step == STEPS
+    assert made.schedule is not None and made.schedule.decays == 0
+    told = folder.go_on()  # the same losses without a ramp do decay
+    assert told.schedule is not None
+
+
 def die_at(step: int) -> Callable[[int], bool]:
     def die(t: int) -> bool:
         if t == step:

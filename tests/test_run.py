@@ -120,6 +120,20 @@ def test_a_done_cell_returns_at_once_and_is_not_touched(three):
     assert before == {p: p.stat().st_mtime_ns for p in directory.path.rglob("*")}
 
 
+def test_a_done_cell_does_not_answer_for_other_data(tmp_path):
+    words = ["dataset=text", "budget=smoke", *SMALL, "budget.steps=2", "model.hidden=8"]
+    for name, text in (("first", "a b c\nb a\n"), ("second", "d e f\ne d\n")):
+        (tmp_path / name).mkdir()
+        for split in ("train", "valid", "test"):
+            (tmp_path / name / f"{split}.txt").write_text(text * 8)
+    run(tmp_path, *words, "dataset.path=first")
+    assert "done already" in run(tmp_path, *words, "dataset.path=first").stdout
+    refused = run(tmp_path, *words, "dataset.path=second", check=False)
+    assert refused.returncode != 0 and "dataset.name=WORD" in refused.stderr
+    run(tmp_path, *words, "dataset.path=second", "dataset.name=second")
+    assert len(records(tmp_path)) == 2
+
+
 def test_bucketed_batches_train_the_same_model_to_about_the_same_loss(tmp_path, shared_data):
     """On text of unequal lengths; the two differ in what stands in a batch, and are two cells."""
     for batching in ("exact", "bucketed"):

@@ -182,7 +182,7 @@ def test_mutual_information_agrees_with_joint_draws(tiny):
 
 
 def test_the_price_of_a_forgotten_echo():
-    """methods.md section 16: 1.64 nats for two pairs of four codes at eps = .1."""
+    """The closed form's 1.64 nats for two pairs of four codes at eps = .1."""
     said = np.exp(build(TINY["echo"] | {"codes": 4, "eps": 0.1}).log_said)
     joint = said.T @ said / 4
     apart = np.outer(joint.sum(1), joint.sum(0))
@@ -207,7 +207,7 @@ def test_the_quadrature_of_the_lstm_has_converged_in_the_mean():
 
 
 def test_sizes_and_values_of_the_default_data():
-    """methods.md section 16 measured H(x) = 30.60 on another draw of the tables; I is ln 8 at
+    """An earlier trial measured H(x) = 30.60 on another draw of the tables; I is ln 8 at
     most."""
     truth = build(
         {"kind": "tables", "tables": 8, "words": 20, "length": 16, "scale": 2.0, "seed": 0}
