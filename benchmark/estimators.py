@@ -80,21 +80,21 @@ def controlled_mean(
 
     everywhere: [N], a cheap control e, known for all; chosen: [n] rows; values: [n], the dear
     quantity there. The estimate is mean_n(r) + c mean_N(e) with r = values - c e, the rows having
-    been chosen at random. Here c = cov(e, values) / var(e) on those rows, within [0, 1]: near 1
-    where the control follows the values, near 0 where it is wild and would add its own noise, as
-    one sample's ELBO is of a model whose weights have heavy tails. Where n = N it is mean(values)
+    been chosen at random. Here c = cov_n(e, values) / var_N(e), within [0, 1]: near 1 where the
+    control follows the values, near 0 where it is wild anywhere and would add its own noise, as one
+    sample's ELBO is of a model whose weights have heavy tails. Where n = N it is mean(values)
     whatever c is. Its variance over sentences is var(r)/n + (c^2 var(e) + 2 c cov(r, e))/N, which
     is var(values)/N where n = N. NaN for one row.
     """
     control = everywhere[chosen]
     if len(chosen) < 2:
         return float(everywhere.mean() - (control - values).mean()), math.nan
-    covariance = np.cov(control, values)
-    share = covariance[0, 1] / covariance[0, 0] if covariance[0, 0] > 0 else 0.0
-    share = float(np.clip(share, 0.0, 1.0))
+    spread = float(everywhere.var(ddof=1))
+    share = float(np.cov(control, values)[0, 1]) / spread if spread > 0 else 0.0
+    share = min(max(share, 0.0), 1.0)
     rest = values - share * control
     estimate = float(rest.mean() + share * everywhere.mean())
-    together = share**2 * everywhere.var(ddof=1) + 2 * share * np.cov(rest, control)[0, 1]
+    together = share**2 * spread + 2 * share * np.cov(rest, control)[0, 1]
     variance = rest.var(ddof=1) / len(chosen) + together / len(everywhere)
     return estimate, math.sqrt(max(float(variance), 0.0))
 

@@ -15,7 +15,7 @@ import re
 import textwrap
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
@@ -131,9 +131,10 @@ def every_field_matters(s: Subject) -> Iterator[str]:
             )
 
 
-def _trained(trail: list[Moment]) -> list[Moment]:
-    """A trail without the selection: a knob that moves no more than that trains nothing."""
-    return [{k: v for k, v in moment.items() if k != "selection"} for moment in trail]
+def _trained(moments: Iterable[Moment]) -> Iterator[Moment]:
+    """Moments without the selection: a knob that moves no more than that trains nothing."""
+    for moment in moments:
+        yield {name: value for name, value in moment.items() if name != "selection"}
 
 
 def _accepted(s: Subject, f: Field) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ from hypothesis import settings
 # Machines are noisy: how long an example takes says nothing about the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """Cells have the processor flush these, a state of the thread that would outlive them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
