@@ -24,8 +24,9 @@ from benchmark.api import EOS, PAD, LatentModel
 from benchmark.compose import UserError, build, find_method
 from benchmark.config import Evaluation, Precision
 from benchmark.data.batches import cut
-from benchmark.data.corpus import Corpus, Split
-from benchmark.evaluate import Effort, Report, Stopped, evaluate
+from benchmark.data.corpus import Corpus
+from benchmark.evaluate import Effort, Report, SplitLike, Stopped, evaluate
+from benchmark.placebo import Misread
 from benchmark.record import RunDirectory
 from benchmark.task import CellTask
 from benchmark.tensors import Damaged, out_of_memory, read_tensors, write_tensors
@@ -276,6 +277,14 @@ class _Cell:
             validate=self.validate,
             directory=directory,
             metrics=directory.metrics(),
+            placebo=config.placebo,
+        )
+        if config.placebo and self.model.latent == "none":
+            raise UserError(
+                f"placebo=true means nothing for {method.name}, which infers nothing; leave it out."
+            )
+        self.valid, self.test = (
+            Misread(split) if config.placebo else split for split in (corpus.valid, corpus.test)
         )
 
     @property
@@ -287,7 +296,7 @@ class _Cell:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def measure(self, split: Split, effort: Effort, temperature: float | None = None) -> Report:
+    def measure(self, split: SplitLike, effort: Effort, temperature: float | None = None) -> Report:
         """The model as it is; always in fp32, whatever it is trained in."""
         return evaluate(
             self.model,
@@ -308,7 +317,7 @@ class _Cell:
         return self.stop_requested()
 
     def validate(self) -> Report:
-        return self.measure(self.corpus.valid, Effort.validation(self.evaluation))
+        return self.measure(self.valid, Effort.validation(self.evaluation))
 
     @property
     def evaluation(self) -> Evaluation:
@@ -348,8 +357,8 @@ class _Cell:
         final = Effort.final(self.evaluation)
         small = Effort.validation(self.evaluation)
         middle = replace(final, nll_samples=small.nll_samples, nll_sentences=small.nll_sentences)
-        valid = self.measure(self.corpus.valid, middle)
-        test = self.measure(self.corpus.test, final, valid.temperature)
+        valid = self.measure(self.valid, middle)
+        test = self.measure(self.test, final, valid.temperature)
         self.trainer.record("test", test.numbers, test.estimators, step=selected)
         self.directory.save_npz("units.npz", **self.units(test))
         self.directory.save_npz("sentences.npz", **test.sentences)
@@ -408,7 +417,7 @@ class _Cell:
     def samples(self) -> str:
         """samples.jsonl: what the model writes from the prior, of test sentences, and in between
         of pairs of them."""
-        model, test = self.model, self.corpus.test
+        model, test = self.model, self.test
         longest = 2 * int(test.lengths.max())
         lines: list[dict[str, Any]] = []
         with torch.random.fork_rng(range(torch.cuda.device_count())), self.autocast():

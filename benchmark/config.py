@@ -203,6 +203,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     batching: Batching = Batching.exact
     precision: Precision = Precision.fp32
+    placebo: bool = False  # the inference network reads another sentence: every method's control
     seed: int = must("lie in [0, 2^63)", lambda value: 0 <= value < 2**63, default=0)
     # no part of a result
     device: str = "auto"

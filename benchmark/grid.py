@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from benchmark.config import Config
 from benchmark.record import NAME, SCHEMA_VERSION
 
-LISTED = ("method", "model", "budget", "batching", "precision")
+LISTED = ("method", "model", "budget", "batching", "precision", "placebo")
 """What makes a cell what it is, with the data set's CONTENT and the schema's version."""
 
 CONTENT = (
@@ -94,7 +94,8 @@ class Cell:
     """A variant of a method on a data set with a seed: what one run fills.
 
     dataset, method: names of their configs. variant: for people, the method config's name and
-    the fields that were overridden ("free_bits target=8"). id: the `identity`.
+    the fields that were overridden ("free_bits target=8"), or "placebo" behind it. id: the
+    `identity`.
     Raises ValueError for names that are no plain folder names.
     """
 

@@ -42,10 +42,11 @@ def make_cell(config: DictConfig, method: str, overridden: list[str]) -> Cell:
     command line's words."""
     words = [word.lstrip("+~") for word in overridden]
     changed = [word.removeprefix("method.") for word in words if word.startswith("method.")]
+    placebo = ["placebo"] if config.placebo else []
     return Cell(
         dataset=config.dataset.name,
         method=method,
-        variant=" ".join([method, *sorted(changed)]),
+        variant=" ".join([method, *sorted(changed), *placebo]),
         seed=config.seed,
         id=identity(config, compose.defaults(config.method.name)),
     )

@@ -18,6 +18,7 @@ from benchmark.data.batches import order
 from benchmark.data.corpus import Split
 from benchmark.evaluate import Report, Stopped
 from benchmark.objectives import negative_elbo
+from benchmark.placebo import shuffled
 from benchmark.record import Metrics, RunDirectory
 from benchmark.task import CellTask
 from benchmark.tensors import Damaged, dump, out_of_memory, read_tensors, write_tensors
@@ -97,6 +98,7 @@ class Trainer:
         validate: Callable[[], Report],
         directory: RunDirectory,
         metrics: Metrics,
+        placebo: bool = False,
     ):
         self.model = (task.model() if recipe.model is None else recipe.model).to(device)
         self.objective = recipe.objective or negative_elbo
@@ -107,6 +109,7 @@ class Trainer:
         self.budget, self.steps, self.steps_per_epoch = budget, task.steps, task.steps_per_epoch
         self.split, self.batches = split, batches
         self.seed, self.device, self.autocast = seed, device, autocast
+        self.placebo = placebo
         self.validate, self.directory, self.metrics = validate, directory, metrics
 
         # Slots may be modules: their parameters and buffers live and train like the model's.
@@ -317,6 +320,8 @@ class Trainer:
         if self.device.type == "cuda":
             batch = batch.pin()
         batch = batch.to(self.device, non_blocking=True)
+        if self.placebo:
+            batch = shuffled(batch)
         return self.corrupt(batch, self.t) if self.corrupt else batch
 
     def _optimiser(self, part: nn.Module) -> torch.optim.Optimizer:
