@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmark import record
 from benchmark.api import EOS, PAD, LatentModel
-from benchmark.compose import UserError, build, find_method
+from benchmark.compose import UserError, build, find_method, sentence
 from benchmark.config import Evaluation, Precision
 from benchmark.data.batches import cut
 from benchmark.data.corpus import Corpus
@@ -126,6 +126,29 @@ def make_task(config: DictConfig, corpus: Corpus) -> tuple[CellTask, list]:
         **sizes,
     )
     return task, batches
+
+
+def rehearse(config: DictConfig) -> None:
+    """Build the recipe for invented data, before any is prepared. Raises UserError where the
+    method refuses the sizes, or a placebo; what else goes wrong, goes wrong in the cell."""
+    sizes, method = dict(config.model), config.method
+    task = CellTask(
+        *(16, 8.0, 16),  # vocabulary; tokens of a sentence, of the longest
+        *(1024, config.budget.batch_size, 32, 320),  # sentences, of a batch; steps
+        **sizes,
+    )
+    fields = {key: value for key, value in method.items() if key != "name"}
+    try:
+        with torch.device("meta"):
+            recipe = build(find_method(method.name), fields).recipe(task)
+    except ValueError as error:
+        raise UserError(sentence(error)) from error
+    except Exception:
+        return
+    if config.placebo and recipe.model is not None and recipe.model.latent == "none":
+        raise UserError(
+            f"placebo=true means nothing for {method.name}, which infers nothing; leave it out."
+        )
 
 
 def run_cell(
@@ -279,10 +302,6 @@ class _Cell:
             metrics=directory.metrics(),
             placebo=config.placebo,
         )
-        if config.placebo and self.model.latent == "none":
-            raise UserError(
-                f"placebo=true means nothing for {method.name}, which infers nothing; leave it out."
-            )
         self.valid, self.test = (
             Misread(split) if config.placebo else split for split in (corpus.valid, corpus.test)
         )

@@ -251,11 +251,49 @@ def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
     _check_fields(cls, composed.method, file, overridden)
     _apply_paper(composed, cls, paper, file, overridden)
     config = harness(composed)
-    checked = _merge(cls, {key: v for key, v in config.method.items() if key != "name"}, "method.")
-    check(checked, "method.")
-    build(cls, checked)  # its own checks of ranges
-    config.method = {"name": name} | OmegaConf.to_container(checked, enum_to_str=True)  # type: ignore[operator]
+    config.method = _checked(cls, config.method, "method.", config.budget.name == "paper")
     return config
+
+
+def _checked(cls: type, given: DictConfig, where: str, paper: bool) -> dict[str, Any]:
+    """A method's configuration in full: every field's type and range checked, `name` beside them,
+    and the methods that it is made of filled in likewise."""
+    values: dict[str, Any] = {str(key): value for key, value in given.items() if key != "name"}
+    for f in fields(cls):
+        if "methods" in f.metadata:
+            names, parts = values[f.metadata["methods"]], values[f.name]
+            values[f.name] = _parts(names, parts, f"{where}{f.name}", paper)
+    checked = _merge(cls, values, where)
+    check(checked, where)
+    build(cls, checked, where)  # its own checks of ranges
+    return {"name": given.name} | OmegaConf.to_container(checked, enum_to_str=True)  # type: ignore[operator]
+
+
+def _parts(names: Any, given: Any, where: str, paper: bool) -> dict[str, Any]:
+    """The methods that one is made of, by the names of their configs: each as its YAML has it (its
+    paper's fields under budget=paper), with the fields that are set for it."""
+    if not isinstance(names, ListConfig) or not isinstance(given, DictConfig):
+        return given  # the schema says what is wrong
+    for name in given:
+        if name not in names:
+            raise UserError(f"{where}.{name}: {nearest(str(name), map(str, names))}.")
+    parts = {}
+    for name in names:
+        values, own = given.get(name, OmegaConf.create()), f"{where}.{name}."
+        if not isinstance(values, DictConfig):
+            raise UserError(f"{own[:-1]} must be a mapping; write {own}FIELD=VALUE.")
+        if "name" not in values:  # else it was filled in before
+            known = compose([f"method={name}"])[0].method
+            OmegaConf.set_struct(known, False)
+            block = known.pop("paper", None) or {}
+            theirs = {key: v for key, v in block.items() if paper and key != "budget"}
+            said = [f"{own}{key}" for key in values]
+            values = OmegaConf.merge(known, theirs, values)
+            assert isinstance(values, DictConfig)
+            file = f"configs/method/{name}.yaml"
+            _check_fields(find_method(values.name), values, file, said, own)
+        parts[str(name)] = _checked(find_method(values.name), values, own, paper)
+    return parts
 
 
 def harness(composed: DictConfig) -> DictConfig:
@@ -435,18 +473,20 @@ def _import(what: str, load: Callable[[], Any]) -> None:
         raise UserError(f"{what} cannot be imported, line {line}: {reason}") from error
 
 
-def _check_fields(cls: type, given: DictConfig, file: str, overridden: Sequence[str]) -> None:
+def _check_fields(
+    cls: type, given: DictConfig, file: str, overridden: Sequence[str], prefix: str = "method."
+) -> None:
     """A method's YAML lists every field of its dataclass, and no other."""
     wanted = {f.name for f in fields(cls)}
     where = f"{cls.__name__} in {cls.__module__}"
     for name in sorted({str(key) for key in given} - wanted - {"name"}):
-        if f"method.{name}" in overridden:
-            options = [f"method.{field}" for field in wanted]
-            option = f"method.{name}"
+        option = f"{prefix}{name}"
+        if option in overridden:
+            options = [f"{prefix}{field}" for field in wanted]
             raise UserError(f"there is no option {option!r}; {nearest(option, options)}.")
         raise UserError(f"{file} sets {name!r}, no field of {where}; {nearest(name, wanted)}.")
     lacking = sorted(wanted - {str(key) for key in given})
-    lacking = [name for name in lacking if f"method.{name}" not in overridden]
+    lacking = [name for name in lacking if f"{prefix}{name}" not in overridden]
     if lacking:
         raise UserError(
             f"{file} does not list {', '.join(lacking)}, of {where}: give every field a value."
@@ -484,24 +524,37 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def build(cls: type, values: Any) -> Any:
-    """The method's dataclass filled from a configuration."""
+def build(cls: type, values: Any, where: str = "method.") -> Any:
+    """The method's dataclass filled from a configuration, which stands at `where`. Raises
+    UserError where the method refuses it."""
     typed_values: Any = OmegaConf.merge(OmegaConf.structured(cls), values)
+    filled = {f.name: _plain(typed_values[f.name]) for f in fields(cls)}
+    for f in fields(cls):
+        if "methods" in f.metadata:
+            filled[f.name] = {name: _part(name, part) for name, part in filled[f.name].items()}
     try:
-        return cls(**{f.name: _plain(typed_values[f.name]) for f in fields(cls)})
+        return cls(**filled)
     except ValueError as error:
-        raise UserError(sentence(error)) from error
+        raise UserError(sentence(error).replace("method.", where)) from error
+
+
+def _part(config: str, values: dict[str, Any]) -> Any:
+    """One of the methods that a method is made of."""
+    rest = {key: value for key, value in values.items() if key != "name"}
+    return build(find_method(values.get("name", config)), rest)
 
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """The neutral values of a method's fields, by name."""
+def defaults(method: Any) -> dict[str, Any]:
+    """The neutral values of the fields of a method, given its configuration in full."""
     found = {}
-    for f in fields(find_method(name)):
-        if f.default is not MISSING:
+    for f in fields(find_method(method["name"])):
+        if "methods" in f.metadata:
+            found[f.name] = {name: defaults(part) for name, part in method[f.name].items()}
+        elif f.default is not MISSING:
             found[f.name] = f.default
         elif f.default_factory is not MISSING:
             found[f.name] = f.default_factory()

@@ -32,8 +32,8 @@ def identity(config: DictConfig, defaults: Mapping[str, Any]) -> str:
 
     config: of the shape of `benchmark.config.Config`, its method filled from the method's own
     dataclass, with the registered `name` beside the fields and a paper's overrides applied.
-    defaults: the method's fields that have a default. The caller hands them in, because to
-    import a method is to import torch.
+    defaults: the method's fields that have a default, and those of its parts. The caller hands
+    them in, because to import a method is to import torch.
     """
     given: Any = OmegaConf.to_container(config, resolve=True)
     listed = {key: given[key] for key in LISTED if key in given}
@@ -43,13 +43,28 @@ def identity(config: DictConfig, defaults: Mapping[str, Any]) -> str:
     typed = OmegaConf.merge(OmegaConf.structured(Config), listed, silent)
     kept = _deviations(typed)
     neutral = _deviations(OmegaConf.create(dict(defaults)))
-    kept["method"] = {
-        key: value
-        for key, value in kept["method"].items()
-        if key == "name" or key not in neutral or not _same(value, neutral[key])
-    }
+    kept["method"] = _method(kept["method"], neutral)
     text = _canonical({**kept, "schema_version": SCHEMA_VERSION})
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _method(values: dict[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's name and the fields that leave their neutral values; likewise of its parts."""
+    kept = {}
+    for key, value in values.items():
+        if _are_methods(value):
+            parts = neutral.get(key) or {}
+            kept[key] = {name: _method(value[name], parts.get(name, {})) for name in value}
+        elif key == "name" or key not in neutral or not _same(value, neutral[key]):
+            kept[key] = value
+    return kept
+
+
+def _are_methods(value: Any) -> bool:
+    """Whether these are the methods that one is made of, by the names of their configs."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(part, dict) and "name" in part for part in value.values())
 
 
 def _deviations(node: Any) -> Any:

@@ -48,7 +48,7 @@ def make_cell(config: DictConfig, method: str, overridden: list[str]) -> Cell:
         method=method,
         variant=" ".join([method, *sorted(changed), *placebo]),
         seed=config.seed,
-        id=identity(config, compose.defaults(config.method.name)),
+        id=identity(config, compose.defaults(config.method)),
     )
 
 
@@ -148,6 +148,7 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
     from benchmark.data.prepare import prepare
 
     device = cells.choose_device(config)
+    cells.rehearse(config)
     corpus = load(prepare(config.dataset, data))
     directory.create(cell, OmegaConf.to_yaml(config))
     with stop_signals() as stopped, progress_bar(cell.variant) as progress:

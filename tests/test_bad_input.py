@@ -196,6 +196,27 @@ WORDS = [
     ("device=tpu", "device is auto, cpu, cuda or cuda:N, not 'tpu'"),
     ("device=mps", "device is auto, cpu, cuda or cuda:N"),
     ("device=cuda:99", "is not here: torch sees"),
+    # several methods in one
+    ("method=stack method.of=vae", "method.of must be a list; write"),
+    ("method=stack method.of=[]", "method.of names no method; give a list"),
+    ("method=stack method.of=[3]", "'method=3' names no method|method=3 names no method"),
+    (
+        "method=stack method.of=[fre_bits]",
+        "there is no method 'fre_bits'; did you mean 'free_bits'",
+    ),
+    (
+        "method=stack method.of=[free_bits,kl_annealing]",
+        "free_bits and kl_annealing both edit the slot 'objective'",
+    ),
+    ("method=stack method.parts.free_bit.floor=3", "did you mean 'free_bits'"),
+    ("method=stack method.parts.free_bits=3", "method.parts.free_bits must be a mapping"),
+    ("method=stack method.parts.free_bits.flor=3", "did you mean 'method.parts.free_bits.floor'"),
+    ("method=stack method.parts.free_bits.floor=x", "parts.free_bits.floor must be a number"),
+    ("method=stack method.parts.word_dropout.rate=7", "method.parts.word_dropout.rate is a prob"),
+    # what a model cannot be, told before any data is prepared
+    ("method=lm placebo=true", "placebo=true means nothing for lm"),
+    ("method=free_bits method.per=group_batch method.groups=3", "does not divide the 8 units"),
+    ("placebo=perhaps", "placebo must be true or false"),
     ("device=cpu precision=bf16", "precision=bf16 trains on CUDA only"),
     # places
     ("results_dir=/proc/self/fd/x", "results_dir=.* cannot be written to"),

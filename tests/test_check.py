@@ -61,7 +61,9 @@ def planted(name: str, folder: Path = BROKEN, **values: Any) -> DictConfig:
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    fields = {key: getattr(v, "name", v) for key, v in defaults(name).items()}  # an enum's
+    fields = {
+        key: getattr(v, "name", v) for key, v in defaults({"name": name}).items()
+    }  # an enum's
     config.method = {"name": name} | fields | values
     return config
 

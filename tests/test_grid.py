@@ -66,6 +66,7 @@ def test_identity_is_this_one():
         *[("dataset__overlong", "cut"), ("dataset__vocabulary", 101)],
         *[(f"model__{size}", 9) for size in ("embedding", "hidden", "latent")],
         *[("model__dropout", 0.25), ("batching", "bucketed"), ("precision", "bf16")],
+        ("placebo", True),
         *[("budget__name", "paper"), ("budget__epochs", 11), ("budget__steps", 5)],
         *[("budget__batch_size", 16), ("budget__optimiser", "sgd"), ("budget__clip", 1.0)],
         *[("budget__learning_rate", 0.01), ("budget__select", "neg_elbo")],
@@ -84,6 +85,26 @@ def test_what_defines_a_result_changes_the_identity(key: str, value: object):
 def test_halving_with_other_fields_is_another():
     default, other = (config(budget__halving=Halving(most=most)) for most in (5, 4))
     assert identity(default, DEFAULTS) != identity(other, DEFAULTS)
+
+
+def test_what_a_method_is_made_of_is_part_of_what_it_is():
+    """And a field that a part gains later, at its default, is not."""
+    parts = {"a": {"name": "one", "x": 1}, "b": {"name": "two", "x": 5}}
+    neutral = {"a": {"x": 1}, "b": {"x": 1}}
+
+    def of(parts: dict, neutral: dict) -> str:
+        made = config()
+        OmegaConf.set_struct(made, False)
+        made.method = {"name": "both", "parts": parts}
+        return identity(made, {"parts": neutral})
+
+    known = of(parts, neutral)
+    assert of(parts | {"a": {"name": "one", "x": 2}}, neutral) != known
+    assert of(parts | {"a": {"name": "other", "x": 1}}, neutral) != known
+    assert of({"a": parts["a"]}, neutral) != known
+    grown = {name: part | {"new": 7} for name, part in parts.items()}
+    assert of(grown, {name: part | {"new": 7} for name, part in neutral.items()}) == known
+    assert of(parts, {"a": {"x": 1}, "b": {"x": 5}}) != known  # only what leaves its default
 
 
 @pytest.mark.parametrize(

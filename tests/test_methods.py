@@ -2,17 +2,21 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from benchmark import compose
 from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw, Recipe
 from benchmark.compose import find_method
 from benchmark.models import kl_to_ar1, kl_to_standard
 from benchmark.objectives import negative_elbo
 from benchmark.task import CellTask
+from methods.aggressive import AggressiveStep
 from methods.delta_vae import FlooredEncoder, deviations
 from methods.free_bits import Per, floored_rate
 from methods.kl_annealing import Shape
@@ -603,3 +607,72 @@ def test_a_target_is_reached_at_the_mean_length():
 def test_the_example_in_the_readme_is_the_file():
     root = Path(__file__).parent.parent
     assert (root / "methods/word_dropout.py").read_text() in (root / "README.md").read_text()
+
+
+# -- stack ----------------------------------------------------------------------------------------
+
+
+def stacked(*words: str) -> tuple[Any, Recipe]:
+    """The configuration and the recipe of several methods in one."""
+    with compose.hydra_ready():
+        config = compose.typed(compose.compose(["method=stack", *words])[0])
+    fields = {key: value for key, value in config.method.items() if key != "name"}
+    return config.method, compose.build(find_method("stack"), fields).recipe(TASK)
+
+
+def test_a_stack_has_the_slots_of_its_parts():
+    _, whole = stacked("method.parts.free_bits.floor=0.5", "method.parts.aggressive.window=3")
+    draw, batch = any_draw()
+    alone = recipe("free_bits", floor=0.5)
+    assert float(whole.objective(draw, batch, 9)) == float(alone.objective(draw, batch, 9))
+    assert isinstance(whole.step, AggressiveStep)
+    assert (whole.step.window, whole.step.updates) == (3, 99)
+    ids = torch.randint(4, 20, (6, 9))
+    sentences = Batch(ids, ids, ids, torch.full((6,), 9), torch.full((6,), 9))
+    torch.manual_seed(0)
+    hidden = whole.corrupt(sentences, 0).inputs
+    torch.manual_seed(0)
+    assert torch.equal(hidden, recipe("word_dropout").corrupt(sentences, 0).inputs)
+    assert not torch.equal(hidden, ids)
+    assert whole.model is None
+
+
+def test_of_two_ramps_in_a_stack_the_longer_decides_what_is_eligible():
+    _, whole = stacked("method.of=[kl_annealing,delta_vae]")
+    assert whole.select_after == recipe("kl_annealing").select_after > 0
+    assert whole.model is not None
+
+
+@pytest.mark.parametrize(
+    ("of", "slot"),
+    [
+        ("kl_annealing,free_bits", "objective"),
+        ("delta_vae,zforcing", "model"),
+        ("aggressive,temporal_delta_vae", "step"),
+        ("word_dropout,word_dropout", "corrupt"),
+    ],
+)
+def test_two_methods_for_one_slot_are_named(of, slot):
+    first, second = of.split(",")
+    with pytest.raises(ValueError, match=f"{first} and {second} both edit the slot '{slot}'"):
+        stacked(f"method.of=[{of}]")
+
+
+def test_parts_are_configs_with_their_papers_fields():
+    words = ["method.of=[cyclical_annealing,word_dropout]"]
+    ours = stacked(*words)[0].parts
+    assert (ours.cyclical_annealing.name, ours.cyclical_annealing.cycles) == ("kl_annealing", 4)
+    free, paper = "method.of=[free_bits]", "budget=paper"
+    assert stacked(free)[0].parts.free_bits.ramp == 0.0
+    assert stacked(free, paper)[0].parts.free_bits.ramp == 0.1
+    said = stacked(free, paper, "method.parts.free_bits.ramp=0.2")[0].parts.free_bits
+    assert said.ramp == 0.2
+
+
+def test_a_stack_that_was_written_down_is_read_without_configs():
+    config, _ = stacked("method.parts.free_bits.floor=0.5")
+    with compose.hydra_ready():
+        again, _ = compose.compose(["method=stack"])
+    OmegaConf.set_struct(again, False)
+    again = OmegaConf.merge(again, {"method": config})
+    assert compose.typed(again).method == config

@@ -141,8 +141,3 @@ def test_it_resumes_to_the_bit(uncut: Path, monkeypatch):
     monkeypatch.undo()
     assert run(folder, "placebo=true") == 0
     assert differences(result(folder), result(uncut)) == []
-
-
-def test_a_model_that_infers_nothing_has_none(uncut: Path):
-    assert run(uncut.parent / "lm", "method=lm", "placebo=true") == 1
-    assert "placebo=true means nothing for lm" in found(uncut.parent / "lm")[1]["reason"]
