@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -66,6 +67,8 @@ def prepare_torch(config: DictConfig, device: torch.device) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if device.type == "cuda":
+        # cuBLAS is reproducible only with a workspace of its own, set before it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False  # on by default for an LSTM: fp32 would not be fp32
         torch.backends.cudnn.benchmark = False
@@ -175,9 +178,15 @@ def run_cell(
             "data_hash": corpus.hash,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
+        if submitted := before.get("provenance", {}).get("submitted"):
+            about["submitted"] = submitted
+            if submitted["fingerprint"] != about["fingerprint"]:
+                log.warning("the code has changed since this cell was submitted")
         directory.write(status="running", reason=None, provenance=about)
         try:
             cell = _Cell(directory, config, corpus, device, stop_requested, progress)
+            about["steps"] = cell.task.steps
+            directory.write(provenance=about)
             outcome = cell.run(before, about)
             directory.write(**outcome)
         except record.LeaseLost:

@@ -263,7 +263,7 @@ def _checked(cls: type, given: DictConfig, where: str, paper: bool) -> dict[str,
         if "methods" in f.metadata:
             names, parts = values[f.metadata["methods"]], values[f.name]
             values[f.name] = _parts(names, parts, f"{where}{f.name}", paper)
-    checked = _merge(cls, values, where)
+    checked = merge(cls, values, where)
     check(checked, where)
     build(cls, checked, where)  # its own checks of ranges
     return {"name": given.name} | OmegaConf.to_container(checked, enum_to_str=True)  # type: ignore[operator]
@@ -301,7 +301,7 @@ def harness(composed: DictConfig) -> DictConfig:
     composed = composed.copy()
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra", None)
-    config = _merge(Config, composed, "")
+    config = merge(Config, composed, "")
     check(config)
     _check_source(config.dataset)
     if (config.budget.epochs is None) == (config.budget.steps is None):
@@ -327,7 +327,7 @@ PLAIN_WORDS = (
 """What OmegaConf says of a value that does not fit, and what we say."""
 
 
-def _merge(schema: Any, values: Any, where: str) -> DictConfig:
+def merge(schema: Any, values: Any, where: str) -> DictConfig:
     """`values` on top of a structured schema, or one sentence about what does not fit."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)

@@ -196,6 +196,24 @@ class Lease:
             return None
 
 
+def held(folder: Path, stale: float = 90.0) -> bool:
+    """Whether somebody holds a directory's lease, as far as one look tells: where its process
+    cannot be seen, whether it has beaten within `stale` s by the clocks of both."""
+    if not folder.is_dir():
+        return False
+    names = (path.name.removeprefix(".lease.") for path in folder.glob(".lease.*"))
+    number = max((int(name) for name in names if name.isdecimal()), default=0)
+    path = folder / f".lease.{number}"
+    try:
+        owner, beat = _owner(path.read_bytes()), path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    lives = _lives(owner)
+    if owner.get("released") or lives is False:
+        return False
+    return bool(lives) or time.time() - beat < stale
+
+
 def _process(pid: int) -> dict[str, Any]:
     """What tells a process from all others, ever and anywhere; `start` None if it is gone."""
     try:

@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmark.lease import Busy as Busy
 from benchmark.lease import Lease, LeaseLost, create, sync, temporary_path
+from benchmark.lease import held as held
 
 if TYPE_CHECKING:
     from benchmark.grid import Cell
@@ -99,7 +100,9 @@ class RunDirectory:
         self.attempt = uuid.uuid4().hex[:12]
         self._lease: Lease | None = None
 
-    def create(self, cell: "Cell", config: str) -> None:
+    def create(
+        self, cell: "Cell", config: str, provenance: Mapping[str, Any] | None = None
+    ) -> None:
         """Lay down config.yaml and a queued run.json; what is there already stays."""
         self.path.mkdir(parents=True, exist_ok=True)
         record = {
@@ -107,7 +110,7 @@ class RunDirectory:
             "cell": dataclasses.asdict(cell),
             "status": "queued",
             **{"reason": None, "selected_step": None, "summary": {}, "notes": {}},
-            **{"cost": {}, "provenance": {}},
+            **{"cost": {}, "provenance": dict(provenance or {})},
         }
         create(self.path / "config.yaml", config.encode(), self.attempt)
         create(self.path / "run.json", _json(record), self.attempt)

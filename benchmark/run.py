@@ -15,6 +15,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,18 +54,22 @@ def make_cell(config: DictConfig, method: str, overridden: list[str]) -> Cell:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
-    """While it lasts, TERM and INT are remembered, not obeyed: the function that it gives returns
-    the signal's number, or 0. The same signal again ends the process."""
+def stop_signals(
+    numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT), *, impatient: bool = True
+) -> Iterator[Callable[[], int]]:
+    """While it lasts, these signals are remembered, not obeyed: the function that it gives returns
+    the newest one's number, or 0. To the impatient the same signal again ends the process."""
     received = 0
 
     def remember(number: int, frame: Any) -> None:
         nonlocal received
         received = number
-        signal.signal(number, signal.SIG_DFL)
-        log.warning("stopping at the next step; once more to stop at once")
+        if impatient:
+            signal.signal(number, signal.SIG_DFL)
+        more = "; once more to stop at once" if impatient else ""
+        log.warning("stopping at the next step%s", more)
 
-    old = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield lambda: received
     finally:
@@ -116,6 +121,51 @@ def _log_above_the_bar() -> Iterator[None]:
         for handler, stream in zip(handlers, old, strict=True):
             if stream is not None:  # None: it was the same
                 handler.setStream(stream)
+
+
+def planned(words: Sequence[str]) -> Iterator[tuple[Cell, DictConfig]]:
+    """The cells that these words make, with their configurations; composed once a variant and data
+    set, not once a seed. Raises UserError; to be called while `hydra_ready`."""
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for cell in compose.sweep(words):
+        rest = tuple(word for word in cell if not word.startswith("seed="))
+        seeds.setdefault(rest, []).append(next((w for w in cell if w.startswith("seed=")), ""))
+    for rest, chosen in seeds.items():
+        for word in chosen:
+            if word is chosen[0] or not word.removeprefix("seed=").isdecimal():
+                config, method = compose.cell([*rest, *([word] if word else [])])
+                first = make_cell(config, method, list(rest))
+            else:
+                config = config.copy()
+                config.seed = int(word.removeprefix("seed="))
+            yield replace(first, seed=config.seed), config
+
+
+def run_stored(path: Path, stop_requested: Callable[[], bool]) -> str:
+    """Run the cell whose folder was laid down before, by the configuration that lies there; returns
+    its status. Raises record.Busy while another process writes it."""
+    directory = record.RunDirectory(path)
+    known = directory.read()
+    assert known is not None, f"{path} holds no cell"
+    if known["status"] in ("done", "diverged"):
+        return known["status"]
+
+    from benchmark import cell as cells
+    from benchmark.data.corpus import load
+    from benchmark.data.prepare import prepare
+
+    try:
+        stored = OmegaConf.load(path / "config.yaml")
+        assert isinstance(stored, DictConfig)
+        config = compose.typed(stored)
+        device = cells.choose_device(config)
+        cells.rehearse(config)
+        corpus = load(prepare(config.dataset, compose.writable("data_dir", config.data_dir)))
+    except (compose.UserError, DataError) as error:
+        with directory.lease():
+            directory.write(status="failed", reason=compose.sentence(error))
+        return "failed"
+    return cells.run_cell(directory, config, corpus, device, stop_requested)
 
 
 def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
@@ -248,8 +298,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("benchmark").setLevel(logging.INFO)
-    # cuBLAS is reproducible only with a workspace of its own, set before it starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     old = {number: signal.signal(number, end_at_once) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         status = _answer(_flags(sys.argv[1:] if arguments is None else arguments))

@@ -1,0 +1,135 @@
+"""What runs in a job: some cells, each by the config.yaml that lies in its folder.
+
+Also a command, `python -m slurm.job RESULTS CELL ...`, of which the local runner and a job that
+packs several cells on one device start one for each cell.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import submitit
+from submitit.helpers import Checkpointable, DelayedSubmission
+
+from benchmark import record
+from benchmark.run import run_stored, stop_signals
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+BUSY = 5.0  # s between two looks at a cell that another process writes
+
+
+class Job(Checkpointable):
+    """The cells of one job, one after another or `pack` side by side. A cell that is done returns
+    at once, one that was cut off goes on from its checkpoint: to run a job again is always right.
+
+    At its time limit SLURM sends USR2: the cell saves at its next step and submitit's own handler
+    puts the job back into the queue. At a pre-emption or a cancellation it sends TERM: the cell
+    saves, and what becomes of the job is SLURM's to say.
+    """
+
+    def __init__(self, results: Path, cells: Sequence[str], pack: int = 1):
+        self.results, self.cells, self.pack = results, list(cells), pack
+
+    def __call__(self) -> dict[str, str]:
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+        _forget_torn_result()
+        # before torch is imported: it reads this once
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK") or 1)
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cpus // self.pack))
+        with stop_signals(SIGNALS, impatient=False) as stopped:
+            if self.pack > 1:
+                found = side_by_side(self.results, self.cells, self.pack, stopped)
+            else:
+                found = one_by_one(self.results, self.cells, stopped)
+            received = stopped()
+        if received == signal.SIGUSR2:
+            signal.raise_signal(signal.SIGUSR2)  # submitit's handler, in force again: it requeues
+        return found
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What a requeued job runs: the same. Everything is saved before this is called."""
+        return DelayedSubmission(self)
+
+
+def one_by_one(results: Path, cells: Sequence[str], stopped: Callable[[], int]) -> dict[str, str]:
+    """Run cells; returns their statuses. The failure of one stops none."""
+    found = {}
+    for cell in cells:
+        if stopped():
+            break
+        try:
+            found[cell] = _when_free(results / cell, stopped)
+        except record.LeaseLost as error:
+            log.warning("%s", error)
+        except Exception:
+            log.exception("%s", cell)  # nothing could be recorded; whoever looks finds it here
+    return found
+
+
+def _when_free(path: Path, stopped: Callable[[], int]) -> str:
+    """Run a cell, once nobody else writes it: SLURM may think a node dead whose job lives."""
+    while True:
+        try:
+            return run_stored(path, lambda: bool(stopped()))
+        except record.Busy as error:
+            log.warning("%s", error)
+        for _ in range(round(BUSY * 10)):
+            if stopped():
+                return "interrupted"
+            time.sleep(0.1)
+
+
+def side_by_side(
+    results: Path, cells: Sequence[str], at_once: int, stopped: Callable[[], int]
+) -> dict[str, str]:
+    """Run cells in processes of their own, told to save when this one is; returns statuses."""
+    waiting, alive = list(cells), dict[str, subprocess.Popen]()
+    told = False
+    while alive or (waiting and not stopped()):
+        while waiting and len(alive) < at_once and not stopped():
+            cell = waiting.pop(0)
+            alive[cell] = start(results, cell)
+        if stopped() and not told:
+            told = True
+            for process in alive.values():
+                process.terminate()
+        alive = {cell: process for cell, process in alive.items() if process.poll() is None}
+        time.sleep(0.2)
+    records = {cell: record.RunDirectory(results / cell).read() for cell in cells}
+    return {cell: known["status"] for cell, known in records.items() if known}
+
+
+def start(results: Path, cell: str) -> subprocess.Popen:
+    """A process that runs one cell."""
+    command = [sys.executable, "-m", "slurm.job", str(results), cell]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+
+def _forget_torn_result() -> None:
+    """A death while submitit wrote the result leaves a file over which every later run of the job
+    would stumble."""
+    try:
+        paths = submitit.JobEnvironment().paths
+    except RuntimeError:
+        return  # no job of submitit's
+    result = paths.result_pickle
+    result.with_name(f"{result.name}.save_tmp").unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; the exit status tells whether every cell came to an end."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    with stop_signals(SIGNALS, impatient=False) as stopped:
+        found = one_by_one(Path(arguments[0]), arguments[1:], stopped)
+    return 0 if len(found) == len(arguments) - 1 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

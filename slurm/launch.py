@@ -1,0 +1,227 @@
+"""Cells become jobs: arrays on a cluster, the local runner, or here and now; imports no torch."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from benchmark import record
+from benchmark.compose import CONFIGS, UserError
+from benchmark.lease import Lease
+from benchmark.run import stop_signals
+from slurm import queue
+from slurm.cluster import Cluster, Executor, Resources
+from slurm.grid import progress
+from slurm.job import SIGNALS, Job, one_by_one
+from slurm.ledger import Attempt, Ledger, now
+
+log = logging.getLogger(__name__)
+
+ROOT = CONFIGS.parent
+TRANSIENT = (
+    *("unable to contact", "timed out", "connection refused", "connection reset"),
+    *("temporarily unable", "try again", "resource temporarily", "communication", "zero bytes"),
+)
+"""What sbatch says of a controller that may be back in a while."""
+
+
+@contextmanager
+def submitting(results: Path) -> Iterator[None]:
+    """The right to submit cells of these results: one process has it. Raises record.Busy."""
+    lease = Lease(results / ".slurm" / "submit", uuid.uuid4().hex[:12], beat=30.0, stale=90.0)
+    with lease:
+        yield
+
+
+class Refused(UserError):
+    """The scheduler does not take these jobs, however often it is asked."""
+
+
+def launch(results: Path, cells: Sequence[str], cluster: Cluster, *, repair: bool = False) -> None:
+    """Submit cells whose folders are laid down; to be called while `submitting`. repair: they were
+    submitted before, and lost. Raises Refused, and UserError where the scheduler is away."""
+    if not cells:
+        return
+    if cluster.executor is Executor.local:
+        _note(results, [[cell] for cell in cells], cluster, repair)
+        start_pool(results)
+    elif cluster.executor is Executor.inline:
+        _note(results, [list(cells)], cluster, repair)
+        with stop_signals(SIGNALS[1:]) as stopped:
+            one_by_one(results, cells, stopped)
+            received = stopped()
+        if received:
+            sys.exit(128 + received)
+    else:
+        code = _snapshot(results) if cluster.snapshot else ROOT
+        for resources, jobs in _arrays(results, cells, cluster):
+            _submit(results, jobs, resources, cluster, code, repair)
+
+
+def _note(results: Path, jobs: list[list[str]], cluster: Cluster, repair: bool) -> Attempt:
+    """Write down what is about to be submitted."""
+    attempt = Attempt(
+        token=f"cell-{uuid.uuid4().hex[:12]}",
+        cluster=cluster.plain(),
+        jobs=jobs,
+        progress={cell: progress(results / cell) for job in jobs for cell in job},
+        time=now(),
+        repair=repair,
+    )
+    Ledger(results).intend(attempt)
+    return attempt
+
+
+# Job arrays --------------------------------------------------------------------------------------
+
+
+def _arrays(
+    results: Path, cells: Sequence[str], cluster: Cluster
+) -> Iterator[tuple[Resources, list[list[str]]]]:
+    """Cells by the resources they need, in jobs, no more of them than an array may have."""
+    classes: dict[str, tuple[Resources, list[str]]] = {}
+    for cell in cells:
+        dataset, method, *_ = Path(cell).parts
+        resources = cluster.resources(method, dataset)
+        classes.setdefault(repr(resources), (resources, []))[1].append(cell)
+    most, size = queue.largest_array(), cluster.group * cluster.pack
+    for resources, members in classes.values():
+        jobs = [members[start : start + size] for start in range(0, len(members), size)]
+        for start in range(0, len(jobs), most):
+            yield resources, jobs[start : start + most]
+
+
+def _submit(
+    results: Path,
+    jobs: list[list[str]],
+    resources: Resources,
+    cluster: Cluster,
+    code: Path,
+    repair: bool,
+) -> None:
+    """One array, written down before and after; asked again while the controller is away."""
+    attempt, ledger = _note(results, jobs, cluster, repair), Ledger(results)
+    try:
+        executor = _executor(results, attempt.token, resources, cluster, code)
+    except RuntimeError as error:
+        ledger.refused(attempt.token, str(error))
+        raise Refused(
+            f"no SLURM here ({error}); submit from a login node, or use cluster=local."
+        ) from error
+    deadline, wait = time.monotonic() + cluster.patience, 2.0
+    while True:
+        try:
+            with executor.batch():
+                made = [executor.submit(Job(results, cells, cluster.pack)) for cells in jobs]
+        except FailedJobError as error:
+            said = " ".join(str(error.__cause__ or error).split())
+            away = any(words in said.lower() for words in TRANSIENT)
+            if not away or time.monotonic() > deadline:
+                ledger.refused(attempt.token, said)
+                if away:
+                    raise UserError(f"SLURM does not answer: {_reason(said)}.") from error
+                raise Refused(f"SLURM refuses the job: {_reason(said)}.") from error
+            log.warning("SLURM does not answer (%s); asking again in %.0f s", _reason(said), wait)
+            time.sleep(wait)
+            wait = min(2 * wait, 60.0)
+            # it may have taken the job, and only its answer was lost
+            answer = queue.ask()
+            if answer and (job := answer.named(attempt.token)):
+                ledger.submitted(attempt.token, job)
+                return
+        else:
+            ledger.submitted(attempt.token, made[0].job_id.partition("_")[0])
+            return
+
+
+def _reason(said: str) -> str:
+    """sbatch's own words out of submitit's."""
+    return said.rpartition("sbatch: error: ")[2].rstrip(". ") or said
+
+
+def _executor(
+    results: Path, token: str, resources: Resources, cluster: Cluster, code: Path
+) -> submitit.AutoExecutor:
+    executor = submitit.AutoExecutor(
+        folder=results / ".slurm" / "jobs" / "%A", cluster="slurm", slurm_max_num_timeout=10**6
+    )
+    unit = {"M": 1024, "G": 1}[resources.memory[-1]]
+    wishes = {
+        f"slurm_{name}": value
+        for name in ("partition", "account", "qos", "constraint")
+        if (value := getattr(resources, name)) is not None
+    }
+    if resources.gpus:
+        wishes["gpus_per_node"] = resources.gpus
+    executor.update_parameters(
+        name=token,
+        timeout_min=resources.time,
+        cpus_per_task=resources.cpus,
+        mem_gb=int(resources.memory[:-1]) / unit,
+        slurm_array_parallelism=cluster.array_parallelism,
+        slurm_signal_delay_s=cluster.signal_delay,
+        slurm_setup=[f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
+        slurm_additional_parameters={"requeue": True, "chdir": str(code)},
+        **wishes,
+    )
+    return executor
+
+
+def _snapshot(results: Path) -> Path:
+    """A copy of the code, which later edits leave alone."""
+    target = (
+        results / ".slurm" / "code" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    )
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in ("benchmark", "methods", "slurm", "configs"):
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    return target
+
+
+# The local runner --------------------------------------------------------------------------------
+
+
+def start_pool(results: Path) -> None:
+    """Start the local runner, detached; harmless where it is at work already."""
+    folder = results / ".slurm" / "pool"
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])}
+    with (folder / "log.txt").open("ab") as output:
+        subprocess.Popen(
+            [sys.executable, "-m", "slurm.pool", str(results)],
+            **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output},
+            start_new_session=True,
+            env=environment,
+        )
+    deadline = time.monotonic() + 30
+    while not record.held(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _python_path() -> list[str]:
+    found = os.environ.get("PYTHONPATH")
+    return [found] if found else []
+
+
+def stop_pool(results: Path) -> None:
+    """Have the local runner and its cells save and end."""
+    folder = results / ".slurm" / "pool"
+    if not record.held(folder):
+        return
+    try:
+        pid = int((folder / "pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the local runner of {results} is not on this machine ({error})."
+        ) from error

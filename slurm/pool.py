@@ -1,0 +1,120 @@
+"""The local runner: `python -m slurm.pool RESULTS`, which slurm.submit cluster=local starts.
+
+Keeps at most cluster.parallel cells alive, each a process with one thread, until no cell that was
+submitted to it is left. TERM has the cells save and ends it; slurm.status --repair starts it again.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmark import record
+from benchmark.lease import Busy, Lease
+from benchmark.run import stop_signals
+from slurm.cluster import Cluster, Executor, restore
+from slurm.grid import progress
+from slurm.job import SIGNALS, start
+from slurm.ledger import Ledger, Progress
+
+log = logging.getLogger(__name__)
+
+ENDED = {"done", "failed", "diverged", "timeout"}
+TICK = 0.2  # s
+
+
+class Pool:
+    """The cells that are alive, and which come next."""
+
+    def __init__(self, results: Path):
+        self.results, self.ledger = results, Ledger(results)
+        self.alive: dict[str, subprocess.Popen] = {}
+        self.began: dict[str, Progress] = {}
+        self.fruitless: Counter[str] = Counter()
+        self.size = -1  # of the ledger when it was read
+        self.cells: list[str] = []  # that were submitted to this runner, in order
+        self.cluster = Cluster()
+
+    def plan(self) -> None:
+        """Read the ledger anew where it has grown; the newest submission says how many at once."""
+        size = self.ledger.path.stat().st_size
+        if size == self.size:
+            return
+        attempts, histories = self.ledger.read()
+        mine = [a for a in attempts.values() if a.cluster["executor"] == Executor.local.value]
+        tokens = {attempt.token for attempt in mine}
+        self.size, self.cluster = size, restore(mine[-1].cluster) if mine else Cluster()
+        self.cells = [
+            cell
+            for cell, history in histories.items()
+            if not history.cancelled and history.attempts[-1][0].token in tokens
+        ]
+
+    def run(self, stopped: Callable[[], int]) -> None:
+        """Until nothing is left, or a signal comes."""
+        while not stopped():
+            self.plan()
+            self.reap()
+            for cell in self.cells:
+                if len(self.alive) >= self.cluster.parallel:
+                    break
+                given_up = self.fruitless[cell] >= self.cluster.attempts
+                if cell not in self.alive and not given_up and self.open(cell):
+                    self.began[cell] = progress(self.results / cell)
+                    self.alive[cell] = start(self.results, cell)
+            for cell in set(self.alive) - set(self.cells):
+                self.alive[cell].terminate()  # cancelled
+            if not self.alive:
+                return
+            time.sleep(TICK)
+        for process in self.alive.values():
+            process.terminate()
+        for process in self.alive.values():
+            process.wait()
+
+    def open(self, cell: str) -> bool:
+        """Whether a cell is not at its end."""
+        try:
+            known = record.RunDirectory(self.results / cell).read()
+        except ValueError as error:
+            log.warning("%s", error)
+            return False
+        return known is not None and known["status"] not in ENDED
+
+    def reap(self) -> None:
+        """Let go of what has ended; count what ended without getting on."""
+        for cell, process in list(self.alive.items()):
+            if process.poll() is None:
+                continue
+            del self.alive[cell]
+            if self.open(cell):
+                log.warning("%s ended with %s before it was done", cell, process.returncode)
+                moved = progress(self.results / cell) != self.began[cell]
+                self.fruitless[cell] = 0 if moved else self.fruitless[cell] + 1
+
+
+def main(results: Path) -> int:
+    """The command."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = results / ".slurm" / "pool"
+    for _ in range(10):
+        try:
+            lease = Lease(folder, uuid.uuid4().hex[:12], beat=30.0, stale=90.0)
+            with lease, stop_signals(SIGNALS, impatient=False) as stopped:
+                (folder / "pid").write_text(str(os.getpid()))
+                Pool(results).run(stopped)
+            return 0
+        except Busy:
+            time.sleep(1.0)  # it may be about to end, and not have seen what is new
+    log.info("another local runner is at work on %s", results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,202 @@
+"""Fan a grid out: `python -m slurm.submit method=vae,free_bits dataset=yelp seed=0,1,2 [...]`.
+
+Words are those of benchmark.run, with lists, range(a,b), glob(*) and method=all. Beside them:
+  cluster=slurm|local|inline   job arrays, a detached runner on this machine, or here and now
+  cluster.KEY=VALUE            a setting of configs/cluster/NAME.yaml, as cluster.partition=gpu
+  only=missing|failed|stale|all   which cells; missing are those neither at an end nor in a job
+  --dry-run                    say what would run, and roughly how long; submit nothing
+  --wait                       stay, resubmit what is lost, until every cell is at its end
+The configuration of every cell is stored in its folder: later edits of configs/ change nothing.
+"""
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from benchmark import compose, record
+from benchmark.compose import UserError
+from benchmark.data.errors import DataError
+from benchmark.grid import Cell
+from benchmark.run import planned
+from slurm import cluster as clusters
+from slurm.cluster import Cluster, Executor
+from slurm.grid import Standing, look
+from slurm.launch import launch, submitting
+
+log = logging.getLogger(__name__)
+
+CHOICES = {
+    "missing": {"missing", "lost", "cancelled"},
+    "failed": {"failed", "diverged"},
+    "stale": {"stale"},
+}
+CHOICES["all"] = {state for states in CHOICES.values() for state in states}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a command line asks for."""
+
+    words: list[str]
+    cluster: Cluster
+    only: str
+    dry_run: bool
+    wait: bool
+
+
+def order(arguments: Sequence[str]) -> Order:
+    """Read the command line. Raises UserError."""
+    flags = [word for word in arguments if word.startswith("-")]
+    if unknown := set(flags) - {"--dry-run", "--wait"}:
+        raise UserError(f"there is no flag {min(unknown)}; Choices: --dry-run, --wait, --help.")
+    words = [word for word in arguments if not word.startswith("-")]
+    about = [word for word in words if word.partition("=")[0].partition(".")[0] == "cluster"]
+    chosen = [word for word in words if word.startswith("only=")]
+    only = chosen[-1].removeprefix("only=") if chosen else "missing"
+    if only not in CHOICES:
+        raise UserError(f"only={only} is no choice; {compose.nearest(only, CHOICES)}.")
+    return Order(
+        words=[word for word in words if word not in about and word not in chosen],
+        cluster=clusters.load(about),
+        only=only,
+        dry_run="--dry-run" in flags,
+        wait="--wait" in flags,
+    )
+
+
+def plan(words: Sequence[str]) -> list[tuple[Cell, DictConfig]]:
+    """The cells, their paths made absolute: a job may start elsewhere. Raises UserError."""
+    found: dict[str, tuple[Cell, DictConfig]] = {}
+    with compose.hydra_ready():
+        for cell, config in planned(words):
+            if config.stop_after is not None:
+                raise UserError("stop_after is for benchmark.run: a grid's cells run to their end.")
+            for key in ("results_dir", "data_dir"):
+                config[key] = str(Path(config[key]).absolute())
+            if config.dataset.path is not None:
+                config.dataset.path = str(Path(config.dataset.path).absolute())
+            found[cell.key] = cell, config
+    return list(found.values())
+
+
+def prepare(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
+    """Make every data set ready, once, and see that every method takes its sizes. Raises UserError
+    and DataError."""
+    from benchmark.cell import rehearse
+    from benchmark.data import prepare as data
+
+    seen = set()
+    for cell, config in cells:
+        if (about := (cell.dataset, cell.method, cell.id)) in seen:
+            continue
+        seen.add(about)
+        rehearse(config)
+        folder = compose.writable("data_dir", config.data_dir)
+        data.prepare(config.dataset, folder)
+
+
+def lay_down(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
+    """Make the cells' folders, each with its configuration and the code's fingerprint."""
+    fingerprints: dict[str, str] = {}
+    for cell, config in cells:
+        directory = record.RunDirectory(cell.path(results))
+        if directory.read() is not None:
+            continue
+        name = config.method.name
+        if name not in fingerprints:
+            file = sys.modules[compose.find_method(name).__module__].__file__
+            fingerprints[name] = record.fingerprint(file)
+        submitted = {"fingerprint": fingerprints[name]}
+        directory.create(cell, OmegaConf.to_yaml(config), {"submitted": submitted})
+
+
+def make_ready(results: Path, standings: Iterable[Standing]) -> None:
+    """Let cells at their end begin again: a failed one goes on from its checkpoint; what a diverged
+    or stale one left is kept under results/.stale."""
+    for standing in standings:
+        path = results / standing.cell
+        if standing.state in ("diverged", "stale"):
+            kept = results / ".stale" / f"{standing.cell}.{time.strftime('%Y%m%d-%H%M%S')}"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(kept)
+        elif standing.state == "failed":
+            directory = record.RunDirectory(path)
+            with directory.lease():
+                directory.write(status="queued", reason=None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    if {"-h", "--help"} & {*arguments}:
+        sys.stdout.write(f"{__doc__}\n")
+        return 0
+    try:
+        return submit(order(arguments))
+    except (UserError, DataError, record.Busy) as error:
+        sys.stderr.write(compose.sentence(error) + "\n")
+        return 1
+
+
+def submit(asked: Order) -> int:
+    """Submit what is asked for; returns the exit status. Raises UserError."""
+    cells = plan(asked.words)
+    results = Path(cells[0][1].results_dir)
+    if asked.dry_run:
+        return dry_run(results, cells, asked)
+    compose.writable("results_dir", str(results))
+    prepare(cells)
+    with submitting(results):
+        lay_down(results, cells)
+        paths = [cell.path("").as_posix() for cell, _ in cells]
+        standings = {standing.cell: standing for standing in look(results, only=paths)}
+        chosen = [standings[p] for p in paths if standings[p].state in CHOICES[asked.only]]
+        make_ready(results, chosen)
+        lay_down(results, cells)  # what was moved away
+        launch(results, [standing.cell for standing in chosen], asked.cluster)
+    _say(_summary(standings.values(), chosen, asked))
+    if asked.wait and asked.cluster.executor is not Executor.inline:
+        from slurm.runner import wait
+
+        return wait(results, paths)
+    return 0
+
+
+def dry_run(results: Path, cells: list[tuple[Cell, DictConfig]], asked: Order) -> int:
+    """Say what would be submitted."""
+    from slurm.estimate import estimate
+
+    known = {standing.cell: standing.state for standing in look(results)}
+    states = [known.get(cell.path("").as_posix(), "missing") for cell, _ in cells]
+    chosen = [
+        pair for pair, state in zip(cells, states, strict=True) if state in CHOICES[asked.only]
+    ]
+    count = Counter((cell.variant, cell.dataset) for cell, _ in chosen)
+    for (variant, dataset), n in count.items():
+        _say(f"{variant} x {dataset}: {n} seed{'s' * (n > 1)}")
+    for line in estimate(results, chosen):
+        _say(line)
+    _say(f"{len(chosen)} cells to run, {states.count('done')} done")
+    return 0
+
+
+def _summary(standings: Iterable[Standing], chosen: Sequence[Standing], asked: Order) -> str:
+    others = Counter(s.state for s in standings if s not in chosen)
+    rest = ", ".join(f"{n} {state}" for state, n in sorted(others.items()))
+    where = asked.cluster.executor.value
+    return f"{len(chosen)} cells submitted ({where}){f'; {rest}' if rest else ''}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    sys.exit(main(sys.argv[1:]))
