@@ -79,7 +79,8 @@ def _asks(histories: Iterable[History]) -> bool:
 def _stand(
     cell: str, known: dict[str, Any], history: History, answer: Queue | None, pooled: bool
 ) -> Standing:
-    jobs = tuple(job for job in (_job(a, i, answer) for a, i, _ in history.attempts) if job)
+    taken = [(_job(a, i, answer), a.token) for a, i, _ in history.attempts]
+    jobs = tuple(job for job, _ in taken if job)
     status, reason = known["status"], known["reason"]
 
     def standing(state: str, why: str | None = reason) -> Standing:
@@ -88,7 +89,9 @@ def _stand(
     if status == "done":
         old = known["provenance"].get("result_version") != RESULT_VERSION
         return standing("stale" if old else "done")
-    entries = [answer.entries[job] for job in jobs if answer and job in answer.entries]
+    # a controller that lost its memory gives numbers out again, but not names
+    found = [(answer.entries.get(job or ""), token) for job, token in taken] if answer else []
+    entries = [entry for entry, token in found if entry and entry.name == token]
     if any(not entry.pending for entry in entries):
         return standing("running")
     if entries and not history.cancelled:

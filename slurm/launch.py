@@ -3,13 +3,12 @@
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import submitit
@@ -121,10 +120,11 @@ def _submit(
     deadline, wait = time.monotonic() + cluster.patience, 2.0
     while True:
         try:
-            with executor.batch():
+            # submitit prints what sbatch says against it, which is told below
+            with redirect_stderr(StringIO()), executor.batch():
                 made = [executor.submit(Job(results, cells, cluster.pack)) for cells in jobs]
         except FailedJobError as error:
-            said = " ".join(str(error.__cause__ or error).split())
+            said = " ".join(str(error).split())
             away = any(words in said.lower() for words in TRANSIENT)
             if not away or time.monotonic() > deadline:
                 ledger.refused(attempt.token, said)
@@ -195,33 +195,19 @@ def start_pool(results: Path) -> None:
     """Start the local runner, detached; harmless where it is at work already."""
     folder = results / ".slurm" / "pool"
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])}
-    with (folder / "log.txt").open("ab") as output:
-        subprocess.Popen(
-            [sys.executable, "-m", "slurm.pool", str(results)],
-            **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output},
-            start_new_session=True,
-            env=environment,
-        )
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "slurm.pool", str(results)],
+        os.environ | {"PYTHONPATH": path},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, folder / "log.txt", write, 0o666),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,  # the terminal's end is not its
+    )
     deadline = time.monotonic() + 30
     while not record.held(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def _python_path() -> list[str]:
-    found = os.environ.get("PYTHONPATH")
-    return [found] if found else []
-
-
-def stop_pool(results: Path) -> None:
-    """Have the local runner and its cells save and end."""
-    folder = results / ".slurm" / "pool"
-    if not record.held(folder):
-        return
-    try:
-        pid = int((folder / "pid").read_text())
-        os.kill(pid, signal.SIGTERM)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the local runner of {results} is not on this machine ({error})."
-        ) from error

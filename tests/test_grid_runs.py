@@ -1,0 +1,400 @@
+"""A grid without a cluster: planned, submitted to this machine, watched, cut off, brought to its
+end. What needs SLURM is in test_slurm.py."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from benchmark import compose, record, run
+from benchmark.compose import UserError
+from benchmark.lease import Lease
+from slurm import cancel, cluster, estimate, grid, logs, queue, runner, status, submit
+from slurm.cluster import Executor
+from slurm.ledger import Attempt, Ledger
+from tests import cells
+from tests.cells import SMALL, differences
+
+WORDS = [word for word in SMALL if not word.startswith(("method=", "threads="))]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with cells.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def words(tmp_path: Path, data: Path) -> list[str]:
+    return [*WORDS, f"results_dir={tmp_path / 'results'}", f"data_dir={data}"]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def submitted(*words: str) -> int:
+    return submit.main(list(words))
+
+
+def states(results: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for standing in grid.look(results):
+        found[standing.state] = found.get(standing.state, 0) + 1
+    return found
+
+
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
+
+
+# Words -------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_composed_once_a_variant_and_data_set(words, monkeypatch):
+    asked, composed = compose.cell, []
+    monkeypatch.setattr(compose, "cell", lambda w: (composed.append(w), asked(w))[1])
+    found = submit.plan([*words, "method=vae,free_bits", "seed=range(0,7)"])
+    assert len(found) == 14 and len(composed) == 2
+
+
+def test_a_planned_cell_is_the_one_that_benchmark_run_makes(words):
+    found = submit.plan([*words, "method=free_bits", "method.floor=0.5", "seed=3,5"])
+    with compose.hydra_ready():
+        for (cell, config), seed in zip(found, (3, 5), strict=True):
+            alone = [*words, "method=free_bits", "method.floor=0.5", f"seed={seed}"]
+            made, method = compose.cell(alone)
+            assert run.make_cell(made, method, alone) == cell
+            assert config.seed == seed == cell.seed
+
+
+def test_jobs_may_start_in_another_folder(words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    relative = [w for w in words if not w.startswith("data_dir")]
+    (_, config), *_ = submit.plan([*relative, "data_dir=here", "method=vae"])
+    assert config.data_dir == str(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("method=vee", "there is no method 'vee'; did you mean 'vae'"),
+        ("only=some", "only=some is no choice"),
+        ("--wate", "there is no flag --wate"),
+        ("cluster=slrm", "there is no cluster 'slrm'; did you mean 'slurm'"),
+        ("cluster.tim=3", "did you mean 'cluster.time'"),
+        ("cluster.time=0", "cluster.time must be above 0"),
+        ("cluster.memory=lots", "cluster.memory must be a number with M or G behind it"),
+        ("cluster.classes=[{gpu: 1}]", "no resource 'gpu'; did you mean 'gpus'"),
+        ("cluster.group=", "cluster.group= has no value"),
+        ("stop_after=1", "a grid's cells run to their end"),
+        ("seed=", "seed= is an empty sweep"),
+        ("method=free_bits method.per=group_batch method.groups=3", "does not divide the 8 units"),
+        ("dataset.path=/nowhere dataset=ptb", "/nowhere"),
+    ],
+)
+def test_bad_words_are_refused_and_leave_nothing(wrong, said, words, results, capsys):
+    assert (
+        submitted(*words, "method=vae", "cluster=inline", *wrong.split(" ", wrong.count("method")))
+        == 1
+    )
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list(results.rglob("run.json"))
+
+
+def test_without_slurm_it_says_so(words, results, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert submitted(*words, "method=vae") == 1
+    assert "no SLURM here" in capsys.readouterr().err
+    assert states(results) == {"lost": 1}  # laid down; the next submission takes it
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(words, results, capsys):
+    asked = [*words, "method=vae,lm", "seed=0,1,2"]
+    assert submitted(*asked, "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "6 cells to run, 0 done"
+    assert "vae x synthetic: 3 seeds" in said
+    assert any("hours" in line for line in said) and not results.exists()
+    assert submitted(*words, "method=lm", "seed=0,1", "cluster=inline") == 0
+    capsys.readouterr()
+    assert submitted(*asked, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert said.endswith("4 cells to run, 2 done\n") and "from 2 finished cells" in said
+
+
+def test_a_dry_run_needs_no_data(words, capsys):
+    assert submitted(*words, "method=vae", "dataset=yelp", "dataset.sentences={}", "--dry-run") == 0
+    assert "sizes are guessed: yelp" in capsys.readouterr().out
+
+
+def test_the_estimate_grows_with_the_work(words):
+    with compose.hydra_ready():
+        small, large = (
+            compose.cell([*words, "method=vae", f"budget.steps={n}"])[0] for n in (50, 500)
+        )
+    assert estimate.operations(large)[0] == pytest.approx(10 * estimate.operations(small)[0])
+
+
+def test_classes_of_cells_have_their_own_resources():
+    found = cluster.load(
+        [
+            "cluster=slurm",
+            "cluster.time=60",
+            "cluster.classes=[{dataset: 'y*', memory: 16G}, {method: a*, dataset: yelp, time: 90}]",
+        ]
+    )
+    assert found.executor is Executor.slurm
+    assert found.resources("vae", "ptb") == found.resources("a", "ptb")
+    assert found.resources("vae", "yelp").memory == "16G"
+    assert (found.resources("aa", "yelp").time, found.resources("vae", "yelp").time) == (90, 60)
+    assert cluster.restore(json.loads(json.dumps(found.plain()))) == found
+
+
+# The ledger --------------------------------------------------------------------------------------
+
+
+def attempt(token: str, cell: str, progress: tuple[int, int], **fields) -> Attempt:
+    about = cluster.load([]).plain()
+    return Attempt(token, about, [[cell]], {cell: progress}, time=0.0, **fields)
+
+
+def test_the_ledger_tells_attempts_and_wills(tmp_path):
+    ledger = Ledger(tmp_path)
+    assert ledger.read() == ({}, {})
+    ledger.intend(attempt("a", "x", (0, 0)))
+    ledger.submitted("a", "12")
+    ledger.cancelled(["x"])
+    attempts, histories = ledger.read()
+    assert attempts["a"].element(0) == "12" and histories["x"].cancelled
+    ledger.intend(attempt("b", "x", (5, 0)))
+    ledger.refused("b", "no such partition")
+    attempts, histories = ledger.read()
+    assert not histories["x"].cancelled and attempts["b"].refused
+    assert [a.token for a, _, _ in histories["x"].attempts] == ["a", "b"]
+
+
+def test_a_torn_line_of_the_ledger_costs_no_other(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.intend(attempt("a", "x", (0, 0)))
+    with ledger.path.open("ab") as file:
+        file.write(b'{"event": "subm')
+    assert list(ledger.read()[0]) == ["a"]
+    ledger.submitted("a", "7")
+    assert ledger.read()[0]["a"].job == "7"
+
+
+def test_attempts_without_progress_are_counted_since_the_users_own(tmp_path):
+    ledger, here = Ledger(tmp_path), (5, 0)
+
+    def fruitless() -> int:
+        return ledger.read()[1]["x"].fruitless(here)
+
+    for n, (progress, repair) in enumerate([(here, False), (here, True), (here, True)]):
+        ledger.intend(attempt(str(n), "x", progress, repair=repair))
+    assert fruitless() == 3
+    ledger.intend(attempt("user", "x", here))
+    assert fruitless() == 1
+    ledger.intend(attempt("away", "x", here, repair=True))
+    ledger.refused("away", "the controller is away")
+    assert fruitless() == 1  # nobody ran it
+    ledger.intend(attempt("on", "x", (7, 0), repair=True))
+    assert fruitless() == 0 and ledger.read()[1]["x"].fruitless((7, 0)) == 1
+
+
+def test_an_array_elements_name():
+    two = Attempt("t", {}, [["x"], ["y"]], {}, 0.0, job="9")
+    assert (two.element(0), two.element(1)) == ("9_0", "9_1")
+    assert Attempt("t", {}, [["x", "y"]], {}, 0.0, job="9").element(0) == "9"
+
+
+# Here and now ------------------------------------------------------------------------------------
+
+
+def test_inline_runs_every_cell_and_one_failure_stops_none(words, results, monkeypatch, capsys):
+    from methods.free_bits import FreeBits
+
+    def broken(self, task):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(FreeBits, "recipe", broken)
+    assert submitted(*words, "method=free_bits,lm", "cluster=inline") == 0
+    assert states(results) == {"failed": 1, "done": 1}
+    assert submitted(*words, "method=free_bits,lm", "cluster=inline") == 0
+    assert "0 cells submitted" in capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.undo()
+    assert submitted(*words, "method=free_bits,lm", "cluster=inline", "only=failed") == 0
+    assert states(results) == {"done": 2}
+
+
+def test_a_cell_runs_by_what_lies_in_its_folder(words, results, monkeypatch):
+    """Neither configs/ nor the command line is read by a job."""
+    assert submitted(*words, "method=stack", "cluster=inline", "seed=0", "--dry-run") == 0
+    cells_ = submit.plan([*words, "method=stack", "method.of=[free_bits,word_dropout]", "seed=4"])
+    submit.prepare(cells_)
+    submit.lay_down(results, cells_)
+    path = cells_[0][0].path(results)
+
+    def gone(*_, **__):
+        raise AssertionError("Hydra was asked")
+
+    monkeypatch.setattr(compose.hydra, "compose", gone)
+    assert run.run_stored(path, lambda: False) == "done"
+    assert record.validate(path) == []
+
+
+def test_a_job_with_other_code_says_so(words, results, monkeypatch, caplog):
+    made = submit.plan([*words, "method=lm"])
+    submit.prepare(made)
+    submit.lay_down(results, made)
+    path = made[0][0].path(results)
+    before = record.RunDirectory(path).read()
+    assert before and before["provenance"]["submitted"]["fingerprint"]
+    monkeypatch.setattr(record, "fingerprint", lambda *_: "other")
+    assert run.run_stored(path, lambda: False) == "done"
+    after = record.RunDirectory(path).read()
+    assert after and after["provenance"]["fingerprint"] == "other"
+    assert after["provenance"]["submitted"] == before["provenance"]["submitted"]
+    assert "changed since this cell was submitted" in caplog.text
+
+
+def test_what_cannot_be_prepared_on_the_node_fails_with_the_reason(words, results):
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    path = made[0][0].path(results)
+    stored = OmegaConf.load(path / "config.yaml")
+    stored.data_dir = "/proc/self/fd/x"
+    OmegaConf.save(stored, path / "config.yaml")
+    assert run.run_stored(path, lambda: False) == "failed"
+    known = record.RunDirectory(path).read()
+    assert known and "cannot be written to" in known["reason"]
+
+
+def test_a_stale_result_is_run_again_and_kept(words, results, monkeypatch):
+    assert submitted(*words, "method=lm", "cluster=inline") == 0
+    monkeypatch.setattr(grid, "RESULT_VERSION", 2)
+    assert states(results) == {"stale": 1}
+    assert submitted(*words, "method=lm", "cluster=inline") == 0  # only=missing
+    monkeypatch.setattr(record, "RESULT_VERSION", 2)
+    assert submitted(*words, "method=lm", "cluster=inline", "only=stale") == 0
+    assert states(results) == {"done": 1}
+    assert len(list((results / ".stale").rglob("run.json"))) == 1
+
+
+# The local runner --------------------------------------------------------------------------------
+
+
+def test_a_local_grid_survives_the_death_of_runner_and_cell(words, results, capsys):
+    long = [*words, "budget.steps=150", "save_every=0"]
+    assert submitted(*long, "method=lm,free_bits", "seed=0,1", "cluster=local") == 0
+    until(lambda: states(results).get("running") == 2)
+    running = [s.cell for s in grid.look(results) if s.state == "running"]
+    until(lambda: grid.progress(results / running[0])[0] > 0)
+    owner = json.loads(next((results / running[0]).glob(".lease.*")).read_bytes())
+    os.kill(owner["pid"], signal.SIGKILL)  # the runner starts it again
+    time.sleep(1.0)
+    os.kill(int((results / ".slurm/pool/pid").read_text()), signal.SIGKILL)
+    until(lambda: not grid.pool_lives(results))
+    assert "done" in states(results) or "lost" in states(results)
+    assert status.main([str(results), "--repair"]) == 0
+    assert submitted(*long, "method=lm,free_bits", "seed=0,1", "cluster=local", "--wait") == 0
+    assert states(results) == {"done": 4}
+    calm = results.parent / "calm"
+    alone = [w for w in long if not w.startswith("results_dir")]
+    assert (
+        submitted(
+            *alone, f"results_dir={calm}", "method=lm,free_bits", "seed=0,1", "cluster=inline"
+        )
+        == 0
+    )
+    for standing in grid.look(results):
+        assert record.validate(results / standing.cell) == []
+        known = record.RunDirectory(calm / standing.cell).read()
+        assert known and differences(known["summary"], standing.record["summary"]) == []
+
+
+def test_a_cancelled_cell_is_not_run_again_unless_the_user_says_so(words, results, capsys):
+    long = [*words, "budget.steps=100000", "method=lm", "seed=0,1,2", "cluster=local"]
+    assert submitted(*long, "cluster.parallel=1") == 0
+    until(lambda: states(results).get("running") == 1)
+    assert cancel.main([f"results_dir={results}", "nobody"]) == 1
+    assert cancel.main([f"results_dir={results}", "synthetic"]) == 0
+    until(lambda: not grid.pool_lives(results))
+    assert states(results) == {"cancelled": 3}
+    assert runner.repair(results) == []
+    assert submitted(*long, "--dry-run") == 0
+    assert capsys.readouterr().out.endswith("3 cells to run, 0 done\n")
+
+
+def test_a_second_submitter_waits_for_its_turn(words, results, capsys):
+    results.mkdir()
+    with Lease(results / ".slurm" / "submit", "other", 30.0, 90.0):
+        assert submitted(*words, "method=lm", "cluster=inline") == 1
+    assert "is being written by process" in capsys.readouterr().err
+    assert submitted(*words, "method=lm", "cluster=inline") == 0
+
+
+# What there is to see ----------------------------------------------------------------------------
+
+
+def test_status_and_logs_tell_where_things_stand(words, results, capsys):
+    assert submitted(*words, "method=lm,vae", "seed=0,1", "cluster=inline") == 0
+    (failed, *_), _ = submit.plan([*words, "method=lm,vae"])
+    directory = record.RunDirectory(failed.path(results))
+    with directory.lease():
+        directory.write(status="failed", reason="out of memory: 3 GB")
+    capsys.readouterr()
+    assert status.main([str(results)]) == 1
+    said = capsys.readouterr().out
+    assert "1/2 done, 1 failed: out of memory" in said and "2/2 done" in said
+    assert f"python -m slurm.logs {failed.path('').as_posix()}" in said
+    assert status.main([str(results), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert {entry["state"] for entry in told} == {"done", "failed"}
+    assert logs.main([failed.path("").as_posix(), f"results_dir={results}"]) == 0
+    assert "out of memory: 3 GB" in (text := capsys.readouterr().out) and "log.txt" in text
+    assert logs.main(["synthetic/lm/x/s0", f"results_dir={results}"]) == 1
+    assert "did you mean" in capsys.readouterr().err
+    assert status.main([str(results / "nowhere")]) == 2
+
+
+def test_help_and_status_import_no_torch():
+    for module in ("submit", "status", "cancel", "logs"):
+        code = f"import sys, slurm.{module} as m; m.main(['--help'])"
+        code += "; sys.exit('torch' in sys.modules)"
+        assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_no_answer_of_the_queue_is_no_answer(monkeypatch, tmp_path):
+    fake = tmp_path / "squeue"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert queue.ask() is None
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert queue.ask() is None
+
+
+def test_a_cell_that_never_gets_on_is_given_up(words, results):
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    path = made[0][0].path(results)
+    runner.give_up(path, 5, None)
+    assert states(results) == {"failed": 1}
+    with pytest.raises(UserError):
+        cancel.choose(grid.look(results), ["other"])
