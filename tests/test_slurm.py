@@ -20,7 +20,7 @@ from tests.cells import SMALL, differences
 from tests.slurmbox import SlurmBox
 
 WORDS = [word for word in SMALL if not word.startswith(("method=", "threads="))]
-STEPS = 150
+STEPS = 100
 CLUSTER = [
     *("cluster=slurm", "cluster.cpus=1", "cluster.memory=300M", "cluster.time=60"),
     *("cluster.patience=30",),
@@ -55,7 +55,7 @@ def calm(tmp_path_factory, data) -> Path:
 
 
 def words(results: Path, data: Path) -> list[str]:
-    steps = [f"budget.steps={STEPS}", "save_every=0", "budget.evaluation.nll_samples=200"]
+    steps = [f"budget.steps={STEPS}", "save_every=0", "threads=1"]
     return [*WORDS, *steps, f"results_dir={results}", f"data_dir={data}"]
 
 
@@ -338,7 +338,7 @@ def test_without_accounting_and_with_small_arrays(slurm_without_accounting, tmp_
 def test_a_real_time_limit(slurm, tmp_path, data):
     """SLURM looks at limits every 30 s, so a cell has to last."""
     results, calm = tmp_path / "results", tmp_path / "calm"
-    long = [*words(results, data), "method=lm", "budget.steps=1500"]
+    long = [*words(results, data), "method=lm", "budget.steps=8000", "budget.evaluation.every=500"]
     assert submit.main([*long, *CLUSTER, "cluster.time=1", "cluster.signal_delay=5"]) == 0
     (standing,) = grid.look(results)
     (job,) = standing.jobs
