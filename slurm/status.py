@@ -123,7 +123,7 @@ def show(results: Path, standings: Sequence[Standing]) -> None:
     console.print(table)
     reasons: dict[str, list[Standing]] = defaultdict(list)
     for standing in standings:
-        if standing.state in ("failed", "diverged", "held"):
+        if standing.state in ("failed", "diverged", "held") or standing.reason:
             reasons[f"{standing.state}: {standing.reason}"].append(standing)
     for reason, members in sorted(reasons.items()):
         console.print(escape(f"{len(members)} {reason}"), soft_wrap=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmark import evaluate, record
 from benchmark.api import EOS, PAD, Batch, Draw, Recipe
+from benchmark.compose import CONFIGS
 from benchmark.config import Budget, Evaluation, Halving, Optimiser
 from benchmark.evaluate import Report, Stopped
 from benchmark.grid import Cell
@@ -471,12 +472,12 @@ def phase_of(folder: Path, begun: int) -> str:
     return "training" if "training from" in log else "preparation"
 
 
-def kill_in(phase: str, folder: Path, data: Path, random: random.Random) -> str | None:
+def kill_in(phase: str, folder: Path, data: Path, random: random.Random, *words: str) -> str | None:
     """Start the cell, kill it at a random instant after `phase` has begun, and tell the phase in
     which it died; None if it had ended."""
     logs = list(folder.glob("results/*/*/*/s*/log.txt"))
     begun = logs[0].stat().st_size if logs else 0
-    process = start(folder, data)
+    process = start(folder, data, *words)
     with process:
         while process.poll() is None:
             log = next(folder.glob("results/*/*/*/s*/log.txt"), None)
@@ -518,6 +519,22 @@ def test_kills_at_random_instants_change_nothing(tmp_path: Path, whole, kills: i
     print(f"{kills} kills: {dict(fallen)}")
     assert sum(fallen.values()) == kills and len(fallen) >= 3
     assert differences(result(tmp_path / "cut"), whole) == []
+
+
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_after_a_kill(tmp_path: Path, name: str):
+    words = [f"method={name}", "save_every=0"]
+    assert run(tmp_path / "uncut", *KILLED, *words) == 0
+    for phase in ("training", "training", "saving"):
+        died = kill_in(phase, tmp_path / "cut", tmp_path / "data", random.Random(name), *words)
+        assert died is not None, f"the cell ended before a kill in {phase}"
+    process = start(tmp_path / "cut", tmp_path / "data", *words)
+    assert process.communicate()[1] and process.returncode == 0
+    assert differences(result(tmp_path / "cut"), result(tmp_path / "uncut")) == []
 
 
 def until_told(process: subprocess.Popen, words: str) -> None:
