@@ -1,4 +1,5 @@
-"""The leaderboard: `python -m leaderboard [results ...]` prints a table a data set."""
+"""The leaderboard: `python -m leaderboard [results ...]` prints a table a data set and writes them,
+with all that may be said of them, to RESULTS.md, table.tex and results.parquet."""
 
 import argparse
 import sys
@@ -22,8 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=["results"],
         help="folders that benchmark.run wrote to, several are merged (default: results)",
     )
-    folders = [Path(name) for name in parser.parse_args(arguments).results]
-    from leaderboard.load import load_cells  # --help need not wait for pandas
+    parser.add_argument(
+        "--out",
+        help="folder for RESULTS.md, table.tex and results.parquet, every measurement of every "
+        "run (default: `leaderboard` in the first results folder)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; list what is damaged, stale, failed or unfinished; exit 1 if there is",
+    )
+    given = parser.parse_args(arguments)
+    folders = [Path(name) for name in given.results]
+    from leaderboard.load import check, load_cells  # --help need not wait for pandas
+    from leaderboard.report import write
     from leaderboard.terminal import show
 
     for folder in folders:
@@ -36,8 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{', '.join(map(str, folders))} holds no runs (DATASET/METHOD/ID/sSEED): "
             "start one with `python -m benchmark.run`, or name another folder."
         )
+    if given.check:
+        found = check(cells)
+        sys.stdout.write("".join(f"{line}\n" for line in [*found, f"{len(cells)} runs checked"]))
+        return int(bool(found))
+    out = Path(given.out) if given.out else folders[0] / "leaderboard"
+    try:
+        written = write(cells, out)
+    except OSError as error:
+        return _refuse(f"{out} cannot be written to ({error.strerror}); choose another with --out.")
     # in a file or a pipe nothing is too wide
     show(cells, Console() if sys.stdout.isatty() else Console(width=500))
+    sys.stdout.write(f"Written: {', '.join(map(str, written))}\n")
     return 0
 
 

@@ -12,7 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.record import SPLITS, SUMMARY, WORDS, RunDirectory, read_metrics, validate
+from benchmark.record import (
+    RESULT_VERSION,
+    SPLITS,
+    SUMMARY,
+    WORDS,
+    RunDirectory,
+    read_metrics,
+    validate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +66,22 @@ def load_cells(folders: Iterable[str | Path]) -> pd.DataFrame:
             else pd.Series(values, dtype="Int64" if name == "seed" else object)
         )
     return pd.DataFrame(columns)
+
+
+def check(cells: pd.DataFrame) -> list[str]:
+    """Every run that is not done and to be trusted, with the reason, in words."""
+    found = []
+    for cell in cells.to_dict("records"):
+        version = cell["provenance/result_version"]
+        if cell["status"] == "done" and version != RESULT_VERSION:
+            why = f"stale: of result version {_number(version):g}, this code's is {RESULT_VERSION}"
+        elif cell["status"] != "done":
+            reason = cell["reason"]
+            why = f"{cell['status']}{f': {reason}' if isinstance(reason, str) else ''}"
+        else:
+            continue
+        found.append(f"{cell['path']}: {why}")
+    return found
 
 
 def load_curves(cells: pd.DataFrame) -> pd.DataFrame:
