@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from benchmark import record
 from benchmark.api import EOS, PAD, LatentModel
-from benchmark.compose import UserError, build, find_method, sentence
+from benchmark.compose import UserError, build, find_method, method_files, sentence
 from benchmark.config import Evaluation, Precision
 from benchmark.data.batches import cut
 from benchmark.data.corpus import Corpus
@@ -170,11 +169,12 @@ def run_cell(
     and OSError if nothing can be recorded; then run.json stays as it was.
     """
     with directory.lease(), logging_to(directory.path / "log.txt"):
+        before = directory.read() or {}
+        if before.get("status") in ("done", "diverged"):
+            return before["status"]  # by whoever held the lease while this process waited for it
         directory.clean()
         (directory.path / "error.txt").unlink(missing_ok=True)
-        before = directory.read() or {}
-        method_file = sys.modules[find_method(config.method.name).__module__].__file__
-        about = record.provenance(method_file) | {
+        about = record.provenance(method_files(config.method)) | {
             "data_hash": corpus.hash,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }

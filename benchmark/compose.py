@@ -13,6 +13,7 @@ import math
 import os
 import pkgutil
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -261,7 +262,7 @@ def _checked(cls: type, given: DictConfig, where: str, paper: bool) -> dict[str,
     values: dict[str, Any] = {str(key): value for key, value in given.items() if key != "name"}
     for f in fields(cls):
         if "methods" in f.metadata:
-            names, parts = values[f.metadata["methods"]], values[f.name]
+            names, parts = values.get(f.metadata["methods"]), values.get(f.name)
             values[f.name] = _parts(names, parts, f"{where}{f.name}", paper)
     checked = merge(cls, values, where)
     check(checked, where)
@@ -274,6 +275,8 @@ def _parts(names: Any, given: Any, where: str, paper: bool) -> dict[str, Any]:
     paper's fields under budget=paper), with the fields that are set for it."""
     if not isinstance(names, ListConfig) or not isinstance(given, DictConfig):
         return given  # the schema says what is wrong
+    if not all(isinstance(name, str | int) for name in names):
+        raise UserError(f"{where}: the methods must be names, not {names}.")
     for name in given:
         if name not in names:
             raise UserError(f"{where}.{name}: {nearest(str(name), map(str, names))}.")
@@ -433,6 +436,14 @@ def find_method(name: str) -> type:
             f'decorate its dataclass with @register("{name}").'
         )
     return METHODS[name]
+
+
+def method_files(method: Any) -> list[str]:
+    """The files of a method, given its configuration in full, and of those it is made of."""
+    cls = find_method(method["name"])
+    parts = [method[f.name].values() for f in fields(cls) if "methods" in f.metadata]
+    inner = [file for part in itertools.chain(*parts) for file in method_files(part)]
+    return [str(sys.modules[cls.__module__].__file__), *inner]
 
 
 def method_names() -> set[str]:

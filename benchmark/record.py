@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -328,7 +328,7 @@ def scan(results_dir: str | Path) -> Iterator[tuple[RunDirectory, dict[str, Any]
             yield run, record
 
 
-def provenance(method_file: str | Path | None = None) -> dict[str, Any]:
+def provenance(method_files: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Where a result comes from: code, versions, machine, time, command."""
     try:
         user = getpass.getuser()
@@ -336,7 +336,7 @@ def provenance(method_file: str | Path | None = None) -> dict[str, Any]:
         user = str(os.getuid())  # containers run under numbers without a name
     return {
         **_git(),
-        "fingerprint": fingerprint(method_file),
+        "fingerprint": fingerprint(method_files),
         "result_version": RESULT_VERSION,
         "versions": {"python": platform.python_version(), **_versions()},
         "host": socket.gethostname(),
@@ -348,24 +348,27 @@ def provenance(method_file: str | Path | None = None) -> dict[str, Any]:
     }
 
 
-def fingerprint(method_file: str | Path | None = None) -> str:
-    """SHA-256 over the harness's code and one method's."""
+def fingerprint(method_files: Sequence[str | Path] = ()) -> str:
+    """SHA-256 over the harness's code and a method's, with that of its parts."""
     harness = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(harness.rglob("*.py")):
         digest.update(f"{file.relative_to(harness).as_posix()}\n".encode() + file.read_bytes())
-    if method_file is not None:
-        digest.update(Path(method_file).read_bytes())
+    for file in method_files:
+        digest.update(Path(file).read_bytes())
     return digest.hexdigest()
 
 
 def _git() -> dict[str, Any]:
     """The checkout's commit and whether files differ from it; nulls where there is none."""
-    base = ["git", "-C", str(Path(__file__).parent)]
+    base = ["git", "-C", str(Path(__file__).parent.parent)]
     try:
         commit, changes = (
             subprocess.run([*base, *words], capture_output=True, text=True, check=True, timeout=20)
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+            for words in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", "benchmark", "methods"],
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}

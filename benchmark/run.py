@@ -63,7 +63,8 @@ def stop_signals(
 
     def remember(number: int, frame: Any) -> None:
         nonlocal received
-        received = number
+        if received != signal.SIGUSR2:  # a time limit's, which asks for more than to stop
+            received = number
         if impatient:
             signal.signal(number, signal.SIG_DFL)
         more = "; once more to stop at once" if impatient else ""
@@ -126,19 +127,21 @@ def _log_above_the_bar() -> Iterator[None]:
 def planned(words: Sequence[str]) -> Iterator[tuple[Cell, DictConfig]]:
     """The cells that these words make, with their configurations; composed once a variant and data
     set, not once a seed. Raises UserError; to be called while `hydra_ready`."""
-    seeds: dict[tuple[str, ...], list[str]] = {}
+    composed: dict[tuple[str, ...], tuple[Cell, DictConfig]] = {}
     for cell in compose.sweep(words):
         rest = tuple(word for word in cell if not word.startswith("seed="))
-        seeds.setdefault(rest, []).append(next((w for w in cell if w.startswith("seed=")), ""))
-    for rest, chosen in seeds.items():
-        for word in chosen:
-            if word is chosen[0] or not word.removeprefix("seed=").isdecimal():
-                config, method = compose.cell([*rest, *([word] if word else [])])
-                first = make_cell(config, method, list(rest))
-            else:
-                config = config.copy()
-                config.seed = int(word.removeprefix("seed="))
-            yield replace(first, seed=config.seed), config
+        seeds = [word.removeprefix("seed=") for word in cell if word.startswith("seed=")]
+        plain = all(seed.isdecimal() for seed in seeds) and not any("${" in word for word in cell)
+        if plain and not any("seed=" in word for word in rest) and rest in composed:
+            first, config = composed[rest]
+            config = config.copy()
+            config.seed = int(seeds[-1]) if seeds else 0
+            compose.check(config)
+        else:
+            config, method = compose.cell(cell)
+            first = make_cell(config, method, cell)
+            composed[rest] = first, config
+        yield replace(first, seed=config.seed), config
 
 
 def run_stored(path: Path, stop_requested: Callable[[], bool]) -> str:
@@ -147,7 +150,7 @@ def run_stored(path: Path, stop_requested: Callable[[], bool]) -> str:
     directory = record.RunDirectory(path)
     known = directory.read()
     assert known is not None, f"{path} holds no cell"
-    if known["status"] in ("done", "diverged"):
+    if known["status"] in ("done", "diverged", "failed"):  # what is to run again reads "queued"
         return known["status"]
 
     from benchmark import cell as cells

@@ -77,7 +77,7 @@ def paired(ours: Any, theirs: Any) -> Comparison:
         p = float(middle == 0)
     else:
         p = 2 * float(stdtr(n - 1, -abs(middle) / half * stdtrit(n - 1, 0.975)))
-    return Comparison(middle, half, p if n >= 3 else math.nan, n)
+    return Comparison(middle, half, p, n)
 
 
 def paired_by_sentence(ours: Any, theirs: Any) -> Comparison:
@@ -93,7 +93,7 @@ def paired_by_sentence(ours: Any, theirs: Any) -> Comparison:
     second is that of the sentences' means over N, less the share of e in it, which is in the first
     part already: (var_i(mean_s d) - mean square of e / S) / N, no less than zero, with N - 1. Each
     has its own t quantile, and the interval takes their mean weighted by the parts (Cochran 1964):
-    in simulations it covers 95 to 97.5 %, where Satterthwaite's (1946) covers 92 to 95.
+    in simulations it covers 95 to 98 %, where Satterthwaite's (1946) covers 92 to 95.
 
     Fewer than three seeds or two sentences have a mean alone. Raises ValueError for sequences of
     unequal length.
@@ -161,7 +161,7 @@ def may_win(row: Mapping[str, Any], other: Mapping[str, Any]) -> Answer:
             continue  # its nll is exact
         bad, moved = each["test/khat_bad"], abs(each["test/nll"] - each["test/nll_half"])
         if not bad <= BAD_WEIGHTS:
-            share = "an unknown share" if math.isnan(bad) else f"{bad:.0%}"
+            share = "an unknown share" if math.isnan(bad) else f"{bad:.1%}"
             return Answer(False, f"{whose} importance weights cannot be trusted: {share} are bad")
         if not moved <= difference:
             by = "by an unknown amount" if math.isnan(moved) else f"by {moved:.2g} nats"
@@ -244,7 +244,7 @@ def expected_best(values: Sequence[float]) -> Array:
     ranked, total = np.sort(values), len(values)
     curve = np.zeros(total)
     for n in range(1, total + 1):
-        # the i-th is the least of the draw: C(total - i, n - 1) of C(total, n), by their ratios
+        # the i-th of all is the least of n in C(total - i, n - 1) of C(total, n) draws: by ratios
         behind = np.arange(total - 1, n - 1, -1)
         chances = n / total * np.cumprod([1, *(1 - (n - 1) / behind)])
         curve[n - 1] = chances @ ranked[: total - n + 1]

@@ -1,7 +1,8 @@
 """Want no more of some cells: `python -m slurm.cancel [results_dir=DIR] CELL ... | all`.
 
 A cell is named as slurm.status --json names it, or by a beginning: yelp, yelp/vae. What runs saves
-and ends; nothing submits these cells again but slurm.submit. Imports no torch.
+and ends; one that has begun in a job with others that are wanted runs to its end.
+Nothing submits these cells again but slurm.submit with only=cancelled. Imports no torch.
 """
 
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 from benchmark import compose
 from benchmark.compose import UserError
 from slurm import queue
+from slurm.cluster import Executor
 from slurm.grid import Standing, look
 from slurm.ledger import Ledger
 
@@ -52,21 +54,28 @@ def choose(standings: Sequence[Standing], names: Sequence[str]) -> list[Standing
 
 
 def cancel(results: Path, standings: Sequence[Standing]) -> str | None:
-    """Write the will down, then tell the scheduler, of jobs all of whose cells are meant; returns
-    what it says against it. The local runner reads the ledger."""
+    """Write the will down, then tell the scheduler, of jobs none of whose cells is still wanted;
+    returns what it says against it. A job is known by its name: numbers are given out again. The
+    local runner, and jobs with other cells, read the ledger."""
     cells = {standing.cell for standing in standings}
     if not cells:
         return None
     ledger = Ledger(results)
     ledger.cancelled(sorted(cells))
     attempts, histories = ledger.read()
+    answer = queue.ask()
+    if answer is None:
+        here = any(a.cluster["executor"] == Executor.slurm.value for a in attempts.values())
+        return "the queue does not answer; cancel again when it does" if here else None
+    states = {standing.cell: standing.state for standing in look(results)}
     jobs = []
     for attempt in attempts.values():
+        attempt.job = attempt.job or answer.named(attempt.token)
         for i, members in enumerate(attempt.jobs):
-            wanted = [c for c in members if c in histories and not histories[c].cancelled]
-            job = attempt.element(i)
-            if job and not wanted and cells & {*members}:
-                jobs.append(job)
+            entry = answer.entries.get(attempt.element(i) or "")
+            wanted = [c for c in members if states.get(c) in OPEN and not histories[c].cancelled]
+            if entry and entry.name == attempt.token and not wanted and cells & {*members}:
+                jobs.append(entry.job)
     return queue.cancel(jobs) if jobs else None
 
 

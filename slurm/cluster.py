@@ -109,7 +109,18 @@ def load(words: Sequence[str]) -> Cluster:
 
 
 def _dotted(settings: Sequence[str]) -> DictConfig:
-    return OmegaConf.from_dotlist(list(settings))
+    """Names as they are written: to YAML 007 is 7, no is False, and 12:00:00 is 43200."""
+    given = OmegaConf.create()
+    for word in settings:
+        key, _, value = word.partition("=")
+        if key == "time" and ":" in value:
+            raise UserError(f"cluster.time is in minutes, not {value}.")
+        if key in ("partition", "account", "qos", "constraint", "memory") and value != "null":
+            OmegaConf.update(given, key, value)
+        else:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([word]))
+    assert isinstance(given, DictConfig)
+    return given
 
 
 def _checked(given: DictConfig) -> Cluster:

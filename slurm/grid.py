@@ -1,8 +1,8 @@
 """Where every cell of a results folder stands: by its own record, the ledger and the queue.
 
 A cell is done only if its record says so. Whatever else there is to say is decided in this order:
-its record's end (failed, diverged), the user's will (cancelled), the queue (pending, held,
-running), the local runner, and only if none of them has it is it lost.
+its record's end (failed, diverged), the queue (pending, held, running), the user's will
+(cancelled), the local runner, and only if none of them has it is it lost.
 """
 
 import time
@@ -24,9 +24,9 @@ GAP = 5.0  # s between the two answers of the queue without which nothing is cal
 
 @dataclass(frozen=True)
 class Standing:
-    """One cell. state: done, stale, failed, diverged, cancelled, pending, held, running, lost (no
-    job has it, and it is not at its end), unknown (the queue does not answer), missing (never
-    submitted)."""
+    """One cell. state: done, stale, failed, diverged, damaged (its run.json cannot be read),
+    cancelled, pending, held, running, lost (no job has it, and it is not at its end), unknown (the
+    queue does not answer), missing (never submitted)."""
 
     cell: str
     state: str
@@ -51,11 +51,28 @@ def look(results: Path, *, only: Iterable[str] | None = None) -> list[Standing]:
     pooled = pool_lives(results)
     wanted = None if only is None else set(only)
     found = []
-    for directory, known in record.scan(results):
-        cell = directory.path.relative_to(results).as_posix()
-        if wanted is None or cell in wanted:
-            found.append(_stand(cell, known, histories.get(cell, History()), answer, pooled))
+    for file in sorted(results.glob("*/*/*/s*/run.json")):
+        cell = file.parent.relative_to(results).as_posix()
+        if wanted is not None and cell not in wanted:
+            continue
+        try:
+            known = record.RunDirectory(file.parent).read()
+        except ValueError as error:
+            found.append(Standing(cell, "damaged", _by_place(cell), str(error)))
+            continue
+        if known is not None:
+            found.append(
+                _stand(results, cell, known, histories.get(cell, History()), answer, pooled)
+            )
     return found
+
+
+def _by_place(cell: str) -> dict[str, Any]:
+    """What a cell's place tells of it, where its record tells nothing."""
+    dataset, method, _, seed = cell.split("/")
+    number = int(seed[1:]) if seed[1:].isdecimal() else None
+    about = {"dataset": dataset, "method": method, "variant": method, "seed": number}
+    return {"cell": about, "provenance": {}}
 
 
 def lost(results: Path) -> list[Standing]:
@@ -77,7 +94,12 @@ def _asks(histories: Iterable[History]) -> bool:
 
 
 def _stand(
-    cell: str, known: dict[str, Any], history: History, answer: Queue | None, pooled: bool
+    results: Path,
+    cell: str,
+    known: dict[str, Any],
+    history: History,
+    answer: Queue | None,
+    pooled: bool,
 ) -> Standing:
     taken = [(_job(a, i, answer), a.token) for a, i, _ in history.attempts]
     jobs = tuple(job for job, _ in taken if job)
@@ -89,6 +111,8 @@ def _stand(
     if status == "done":
         old = known["provenance"].get("result_version") != RESULT_VERSION
         return standing("stale" if old else "done")
+    if status in ENDS:  # also while its job runs others; submitted again, it reads "queued"
+        return standing("diverged" if status == "diverged" else "failed")
     # a controller that lost its memory gives numbers out again, but not names
     found = [(answer.entries.get(job or ""), token) for job, token in taken] if answer else []
     entries = [entry for entry, token in found if entry and entry.name == token]
@@ -97,8 +121,8 @@ def _stand(
     if entries and not history.cancelled:
         held = all(entry.held for entry in entries)
         return standing("held" if held else "pending", entries[-1].reason)
-    if status in ENDS:
-        return standing("diverged" if status == "diverged" else "failed")
+    if status == "running" and record.held(results / cell):
+        return standing("running")  # by hand, or in a job that the queue has forgotten
     if history.cancelled:
         return standing("cancelled")
     if not history.attempts:

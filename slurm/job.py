@@ -18,6 +18,7 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 
 from benchmark import record
 from benchmark.run import run_stored, stop_signals
+from slurm.ledger import History, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,15 @@ class Job(Checkpointable):
 
 
 def one_by_one(results: Path, cells: Sequence[str], stopped: Callable[[], int]) -> dict[str, str]:
-    """Run cells; returns their statuses. The failure of one stops none."""
+    """Run cells, but for those that the user has cancelled meanwhile; returns their statuses. The
+    failure of one stops none."""
     found = {}
     for cell in cells:
         if stopped():
             break
+        if len(cells) > 1 and _cancelled(results, cell):
+            found[cell] = "cancelled"
+            continue
         try:
             found[cell] = _when_free(results / cell, stopped)
         except record.LeaseLost as error:
@@ -71,6 +76,11 @@ def one_by_one(results: Path, cells: Sequence[str], stopped: Callable[[], int]) 
         except Exception:
             log.exception("%s", cell)  # nothing could be recorded; whoever looks finds it here
     return found
+
+
+def _cancelled(results: Path, cell: str) -> bool:
+    """Whether the user wants no more of a cell, whose job has others."""
+    return Ledger(results).read()[1].get(cell, History()).cancelled
 
 
 def _when_free(path: Path, stopped: Callable[[], int]) -> str:
@@ -95,7 +105,8 @@ def side_by_side(
     while alive or (waiting and not stopped()):
         while waiting and len(alive) < at_once and not stopped():
             cell = waiting.pop(0)
-            alive[cell] = start(results, cell)
+            if not _cancelled(results, cell):
+                alive[cell] = start(results, cell)
         if stopped() and not told:
             told = True
             for process in alive.values():
@@ -119,8 +130,8 @@ def _forget_torn_result() -> None:
         paths = submitit.JobEnvironment().paths
     except RuntimeError:
         return  # no job of submitit's
-    result = paths.result_pickle
-    result.with_name(f"{result.name}.save_tmp").unlink(missing_ok=True)
+    for file in (paths.result_pickle, paths.submitted_pickle):
+        file.with_name(f"{file.name}.save_tmp").unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str]) -> int:

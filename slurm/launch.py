@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from shlex import quote
 
 import submitit
 from submitit.core.utils import FailedJobError
@@ -29,7 +30,14 @@ log = logging.getLogger(__name__)
 ROOT = CONFIGS.parent
 TRANSIENT = (
     *("unable to contact", "timed out", "connection refused", "connection reset"),
-    *("temporarily unable", "try again", "resource temporarily", "communication", "zero bytes"),
+    *(
+        "temporarily unable",
+        "try again",
+        "standby mode",
+        "resource temporarily",
+        "communication",
+        "zero bytes",
+    ),
 )
 """What sbatch says of a controller that may be back in a while."""
 
@@ -62,6 +70,10 @@ def launch(results: Path, cells: Sequence[str], cluster: Cluster, *, repair: boo
         if received:
             sys.exit(128 + received)
     else:
+        if {"%", "\\"} & {*str(results)}:
+            raise Refused(
+                f"SLURM reads % and \\ in {results} otherwise; choose another results_dir."
+            )
         code = _snapshot(results) if cluster.snapshot else ROOT
         for resources, jobs in _arrays(results, cells, cluster):
             _submit(results, jobs, resources, cluster, code, repair)
@@ -121,7 +133,7 @@ def _submit(
     while True:
         try:
             # submitit prints what sbatch says against it, which is told below
-            with redirect_stderr(StringIO()), executor.batch():
+            with redirect_stderr(StringIO()), _outside_any_job(), executor.batch():
                 made = [executor.submit(Job(results, cells, cluster.pack)) for cells in jobs]
         except FailedJobError as error:
             said = " ".join(str(error).split())
@@ -134,14 +146,38 @@ def _submit(
             log.warning("SLURM does not answer (%s); asking again in %.0f s", _reason(said), wait)
             time.sleep(wait)
             wait = min(2 * wait, 60.0)
-            # it may have taken the job, and only its answer was lost
-            answer = queue.ask()
-            if answer and (job := answer.named(attempt.token)):
-                ledger.submitted(attempt.token, job)
-                return
+            _forget(attempt.token, deadline)
         else:
             ledger.submitted(attempt.token, made[0].job_id.partition("_")[0])
             return
+
+
+def _forget(token: str, deadline: float) -> None:
+    """Cancel the job of this name, if the controller took it and only its answer was lost: without
+    the files that submitit would have made then, it cannot run. Until the queue answers, nobody
+    knows."""
+    while (answer := queue.ask()) is None:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(2.0)
+    if job := answer.named(token):
+        queue.cancel([job])
+
+
+@contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Without the variables of a job in which this may run: its cells' jobs would inherit them."""
+    names = [
+        name
+        for name in os.environ
+        if name.startswith(("SLURM_", "SUBMITIT_"))
+        and not name.startswith(("SLURM_CONF", "SLURM_JWT"))
+    ]
+    kept = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _reason(said: str) -> str:
@@ -170,8 +206,11 @@ def _executor(
         mem_gb=int(resources.memory[:-1]) / unit,
         slurm_array_parallelism=cluster.array_parallelism,
         slurm_signal_delay_s=cluster.signal_delay,
-        slurm_setup=[f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
-        slurm_additional_parameters={"requeue": True, "chdir": str(code)},
+        slurm_setup=[
+            f"export PYTHONPATH={quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *cluster.setup,
+        ],
+        slurm_additional_parameters={"requeue": True, "chdir": quote(str(code))},
         **wishes,
     )
     return executor

@@ -5,6 +5,7 @@ number after; a death in between leaves an intent whose token is the job's name,
 knows it. Cells are named by their run directories, relative to the results.
 """
 
+import errno
 import json
 import os
 import time
@@ -94,9 +95,9 @@ class Ledger:
                             history = cells.setdefault(cell, History())
                             history.attempts.append((attempt, i, attempt.progress[cell]))
                             history.cancelled = False
-                case {"event": "submitted", "token": token, "job": job}:
+                case {"event": "submitted", "token": token, "job": job} if token in attempts:
                     attempts[token].job = job
-                case {"event": "refused", "token": token, "reason": reason}:
+                case {"event": "refused", "token": token, "reason": reason} if token in attempts:
                     attempts[token].refused = reason
                 case {"event": "cancelled", "cells": names}:
                     for cell in names:
@@ -125,7 +126,8 @@ class Ledger:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 text = b"\n" + text
-            os.write(descriptor, text)
+            if os.write(descriptor, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -21,6 +21,7 @@ from slurm.cluster import Cluster, Executor, restore
 from slurm.grid import progress
 from slurm.job import SIGNALS, start
 from slurm.ledger import Ledger, Progress
+from slurm.runner import give_up
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Pool:
             for cell in self.cells:
                 if len(self.alive) >= self.cluster.parallel:
                     break
-                given_up = self.fruitless[cell] >= self.cluster.attempts
-                if cell not in self.alive and not given_up and self.open(cell):
+                if cell not in self.alive and self.open(cell):
                     self.began[cell] = progress(self.results / cell)
                     self.alive[cell] = start(self.results, cell)
             for cell in set(self.alive) - set(self.cells):
@@ -96,6 +96,9 @@ class Pool:
                 log.warning("%s ended with %s before it was done", cell, process.returncode)
                 moved = progress(self.results / cell) != self.began[cell]
                 self.fruitless[cell] = 0 if moved else self.fruitless[cell] + 1
+                if self.fruitless[cell] >= self.cluster.attempts:
+                    n = self.fruitless.pop(cell)
+                    give_up(self.results / cell, f"{n} runs in a row ended without a step")
 
 
 def main(results: Path) -> int:

@@ -5,12 +5,17 @@ Neither sacct nor submitit's idea of a job's state is asked: sites run without a
 cancelled array elements are wrong, and a requeued job may read NODE_FAIL while it runs again.
 """
 
-import getpass
 import os
 import subprocess
 from dataclasses import dataclass
 
-PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "SPECIAL_EXIT"}
+PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED"}
+HELD = {"REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+NEVER = {
+    *("PartitionTimeLimit", "PartitionNodeLimit", "DependencyNeverSatisfied", "BadConstraints"),
+    *("InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"),
+}
+"""Reasons for which a job waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,13 @@ class Entry:
 
     @property
     def pending(self) -> bool:
-        return self.state in PENDING
+        return self.state in PENDING | HELD
 
     @property
     def held(self) -> bool:
         """Whether nobody but a person will let it start."""
-        return self.pending and ("held" in self.reason.lower() or self.state == "REQUEUE_HOLD")
+        reason = "held" in self.reason.lower() or self.reason in NEVER
+        return self.state in HELD or (self.pending and reason)
 
 
 @dataclass(frozen=True)
@@ -47,17 +53,20 @@ class Queue:
 def ask(timeout: float = 60.0) -> Queue | None:
     """The user's jobs; None where the scheduler does not answer."""
     # -r has a line for each pending element of an array, too
-    command = ["squeue", "-r", "-h", "-u", _user(), "-o", "%i|%T|%r|%j"]
+    # and -a those in partitions that are hidden; a filter in the environment would hide some
+    command = ["squeue", "-a", "-r", "-h", "-u", str(os.getuid()), "-o", "%i|%T|%r|%j"]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=plain)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if answer.returncode != 0:
         return None
     entries = {}
     for line in answer.stdout.splitlines():
-        job, state, reason, name = line.split("|", 3)
-        entries[job] = Entry(job, state, reason, name)
+        parts = line.split("|", 3)
+        if len(parts) == 4 and parts[1] != "REVOKED":  # which runs in another cluster
+            entries[parts[0]] = Entry(*parts)
     return Queue(entries)
 
 
@@ -86,10 +95,3 @@ def largest_array() -> int:
         if key.strip() == "MaxArraySize" and value.strip().isdecimal():
             return max(1, int(value) - 1)
     return 1000
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return str(os.getuid())

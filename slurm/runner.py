@@ -9,19 +9,20 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmark import record
 from benchmark.compose import UserError
 from slurm import grid
 from slurm.cluster import restore
-from slurm.grid import Standing, look, progress
+from slurm.grid import ENDS, Standing, look, progress
 from slurm.launch import Refused, launch, submitting
 from slurm.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-OPEN = {"pending", "held", "running", "lost", "unknown", "missing"}
+OPEN = {"pending", "held", "running", "lost", "unknown"}
 PAUSE = 10.0  # s between two looks
 
 
@@ -32,32 +33,46 @@ def repair(results: Path, cells: Sequence[str] | None = None) -> list[str]:
     gone = [s.cell for s in grid.lost(results) if cells is None or s.cell in set(cells)]
     if not gone:
         return []
+    refused: UserError | None = None
+    again: list[str] = []
     with submitting(results):
         # somebody may have submitted them before the right was ours
         gone = [s.cell for s in look(results, only=gone) if s.state == "lost"]
         attempts, histories = Ledger(results).read()
         groups: dict[str, list[str]] = defaultdict(list)
+        hopeless = []
         for cell in gone:
             attempt, *_ = histories[cell].attempts[-1]
             fruitless = histories[cell].fruitless(progress(results / cell))
             if fruitless >= attempt.cluster["attempts"]:
-                give_up(results / cell, fruitless, attempt.refused)
+                hopeless.append((cell, fruitless))
             else:
                 groups[attempt.token].append(cell)
         for token, members in groups.items():
-            launch(results, members, restore(attempts[token].cluster), repair=True)
-    return [cell for members in groups.values() for cell in members]
+            # each in a job of its own: one that kills its job is not to take others with it
+            cluster = replace(restore(attempts[token].cluster), group=1, pack=1)
+            try:
+                launch(results, members, cluster, repair=True)
+                again += members
+            except UserError as error:
+                refused = error
+    for cell, fruitless in hopeless:
+        give_up(results / cell, f"{fruitless} jobs in a row were lost without a step of progress")
+    if refused is not None:
+        raise refused
+    return again
 
 
-def give_up(path: Path, fruitless: int, refused: str | None) -> None:
-    """Record that a cell's jobs do not get on."""
+def give_up(path: Path, reason: str) -> None:
+    """Record that a cell's jobs do not get on, unless one did meanwhile, or is at it."""
     directory = record.RunDirectory(path)
-    why = f": {refused}" if refused else ""
-    with directory.lease():
-        directory.write(
-            status="failed",
-            reason=f"{fruitless} jobs in a row were lost without a step of progress{why}",
-        )
+    try:
+        with directory.lease():
+            known = directory.read()
+            if known is not None and known["status"] not in (*ENDS, "done"):
+                directory.write(status="failed", reason=reason)
+    except record.Busy as error:
+        log.warning("%s", error)
 
 
 def wait(results: Path, cells: Sequence[str], pause: float = PAUSE) -> int:
@@ -79,7 +94,8 @@ def wait(results: Path, cells: Sequence[str], pause: float = PAUSE) -> int:
                     *(standing.cell, standing.reason, standing.jobs[-1], standing.cell),
                 )
         if not any(standing.state in OPEN for standing in standings):
-            return int(any(standing.state not in ("done", "stale") for standing in standings))
+            ended = [standing for standing in standings if standing.state in ("done", "stale")]
+            return int(len(ended) < len({*cells}))
         if any(standing.state == "lost" for standing in standings):
             try:
                 repair(results, cells)

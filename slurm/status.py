@@ -21,9 +21,10 @@ from slurm.grid import Standing, look, progress
 from slurm.runner import repair, tally
 
 ORDER = (
-    *("failed", "diverged", "running", "pending", "held", "lost", "unknown"),
+    *("failed", "diverged", "damaged", "running", "pending", "held", "lost", "unknown"),
     *("missing", "cancelled", "stale", "done"),
 )
+FAILED = ("failed", "diverged", "damaged")
 FLAGS = ("--watch", "--repair", "--json")
 PAUSE = 10.0  # s
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             else:
                 show(results, standings)
             if "--watch" not in flags:
-                return int(any(s.state in ("failed", "diverged") for s in standings))
+                return int(any(s.state in FAILED for s in standings))
             time.sleep(PAUSE)
     except (UserError, record.Busy) as error:
         sys.stderr.write(compose.sentence(error) + "\n")
@@ -95,7 +96,7 @@ def cell_of_table(results: Path, standings: Sequence[Standing]) -> str:
             if known:
                 share = statistics.mean(share for share, _ in known)
                 text += f" {share:.0%} ~{max(left for _, left in known):.0f} min".replace("%", " %")
-        elif members[0].reason and state in ("failed", "diverged", "held"):
+        elif members[0].reason and state in (*FAILED, "held"):
             text += f": {members[0].reason[:40]}"
         said.append(text)
     return ", ".join([f"{done}/{n} done", *said] if done else said)
@@ -123,7 +124,7 @@ def show(results: Path, standings: Sequence[Standing]) -> None:
     console.print(table)
     reasons: dict[str, list[Standing]] = defaultdict(list)
     for standing in standings:
-        if standing.state in ("failed", "diverged", "held") or standing.reason:
+        if standing.state in (*FAILED, "held") or (standing.state == "lost" and standing.reason):
             reasons[f"{standing.state}: {standing.reason}"].append(standing)
     for reason, members in sorted(reasons.items()):
         console.print(escape(f"{len(members)} {reason}"), soft_wrap=True)

@@ -3,7 +3,7 @@
 Words are those of benchmark.run, with lists, range(a,b), glob(*) and method=all. Beside them:
   cluster=slurm|local|inline   job arrays, a detached runner on this machine, or here and now
   cluster.KEY=VALUE            a setting of configs/cluster/NAME.yaml, as cluster.partition=gpu
-  only=missing|failed|stale|all   which cells; missing are those neither at an end nor in a job
+  only=missing|failed|stale|cancelled|all   which; missing: neither at an end nor in a job
   --dry-run                    say what would run, and roughly how long; submit nothing
   --wait                       stay, resubmit what is lost, until every cell is at its end
 The configuration of every cell is stored in its folder: later edits of configs/ change nothing.
@@ -26,15 +26,16 @@ from benchmark.grid import Cell
 from benchmark.run import planned
 from slurm import cluster as clusters
 from slurm.cluster import Cluster, Executor
-from slurm.grid import Standing, look
+from slurm.grid import ENDS, Standing, look
 from slurm.launch import launch, submitting
 
 log = logging.getLogger(__name__)
 
 CHOICES = {
-    "missing": {"missing", "lost", "cancelled"},
-    "failed": {"failed", "diverged"},
+    "missing": {"missing", "lost"},
+    "failed": {"failed", "diverged", "damaged"},
     "stale": {"stale"},
+    "cancelled": {"cancelled"},
 }
 CHOICES["all"] = {state for states in CHOICES.values() for state in states}
 
@@ -82,23 +83,25 @@ def plan(words: Sequence[str]) -> list[tuple[Cell, DictConfig]]:
             if config.dataset.path is not None:
                 config.dataset.path = str(Path(config.dataset.path).absolute())
             found[cell.key] = cell, config
+    if len({config.results_dir for _, config in found.values()}) > 1:
+        raise UserError("a grid has one results_dir; submit to each of them.")
     return list(found.values())
 
 
+def rehearse(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
+    """See that every method takes its sizes. Raises UserError."""
+    from benchmark.cell import rehearse as try_out
+
+    for config in {(cell.dataset, cell.method, cell.id): config for cell, config in cells}.values():
+        try_out(config)
+
+
 def prepare(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
-    """Make every data set ready, once, and see that every method takes its sizes. Raises UserError
-    and DataError."""
-    from benchmark.cell import rehearse
+    """Make every data set ready, once. Raises UserError and DataError."""
     from benchmark.data import prepare as data
 
-    seen = set()
-    for cell, config in cells:
-        if (about := (cell.dataset, cell.method, cell.id)) in seen:
-            continue
-        seen.add(about)
-        rehearse(config)
-        folder = compose.writable("data_dir", config.data_dir)
-        data.prepare(config.dataset, folder)
+    for config in {(cell.dataset, cell.id): config for cell, config in cells}.values():
+        data.prepare(config.dataset, compose.writable("data_dir", config.data_dir))
 
 
 def lay_down(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
@@ -106,29 +109,43 @@ def lay_down(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
     fingerprints: dict[str, str] = {}
     for cell, config in cells:
         directory = record.RunDirectory(cell.path(results))
-        if directory.read() is not None:
+        if (directory.path / "run.json").exists():
             continue
-        name = config.method.name
-        if name not in fingerprints:
-            file = sys.modules[compose.find_method(name).__module__].__file__
-            fingerprints[name] = record.fingerprint(file)
-        submitted = {"fingerprint": fingerprints[name]}
+        if cell.id not in fingerprints:
+            fingerprints[cell.id] = record.fingerprint(compose.method_files(config.method))
+        submitted = {"fingerprint": fingerprints[cell.id]}
         directory.create(cell, OmegaConf.to_yaml(config), {"submitted": submitted})
 
 
+def renew(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
+    """Give cells that were laid down before the configuration of now: the same cell, but perhaps
+    another device, another place of the data, or no stop on the way."""
+    for cell, config in cells:
+        directory, text = record.RunDirectory(cell.path(results)), OmegaConf.to_yaml(config)
+        if (directory.path / "config.yaml").read_text() != text:
+            with directory.lease():
+                directory.save_text("config.yaml", text)
+
+
 def make_ready(results: Path, standings: Iterable[Standing]) -> None:
-    """Let cells at their end begin again: a failed one goes on from its checkpoint; what a diverged
-    or stale one left is kept under results/.stale."""
+    """Let cells at their end begin again: a failed one goes on from its checkpoint, as does one
+    whose record is damaged; what a diverged or stale one left is kept under results/.stale, with
+    that record."""
     for standing in standings:
         path = results / standing.cell
+        kept = results / ".stale" / f"{standing.cell}.{time.strftime('%Y%m%d-%H%M%S')}"
         if standing.state in ("diverged", "stale"):
-            kept = results / ".stale" / f"{standing.cell}.{time.strftime('%Y%m%d-%H%M%S')}"
             kept.parent.mkdir(parents=True, exist_ok=True)
             path.rename(kept)
+        elif standing.state == "damaged":
+            kept.mkdir(parents=True)
+            (path / "run.json").rename(kept / "run.json")
         elif standing.state == "failed":
             directory = record.RunDirectory(path)
             with directory.lease():
-                directory.write(status="queued", reason=None)
+                known = directory.read()
+                if known is not None and known["status"] in ENDS:
+                    directory.write(status="queued", reason=None)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -138,6 +155,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         return submit(order(arguments))
+    except KeyboardInterrupt:
+        sys.stderr.write("what is submitted goes on; the same command waits for it again\n")
+        return 130
     except (UserError, DataError, record.Busy) as error:
         sys.stderr.write(compose.sentence(error) + "\n")
         return 1
@@ -146,6 +166,7 @@ def main(arguments: Sequence[str]) -> int:
 def submit(asked: Order) -> int:
     """Submit what is asked for; returns the exit status. Raises UserError."""
     cells = plan(asked.words)
+    rehearse(cells)
     results = Path(cells[0][1].results_dir)
     if asked.dry_run:
         return dry_run(results, cells, asked)
@@ -156,14 +177,25 @@ def submit(asked: Order) -> int:
         paths = [cell.path("").as_posix() for cell, _ in cells]
         standings = {standing.cell: standing for standing in look(results, only=paths)}
         chosen = [standings[p] for p in paths if standings[p].state in CHOICES[asked.only]]
+        names = {standing.cell for standing in chosen}
         make_ready(results, chosen)
         lay_down(results, cells)  # what was moved away
+        renew(results, [pair for pair in cells if pair[0].path("").as_posix() in names])
         launch(results, [standing.cell for standing in chosen], asked.cluster)
     _say(_summary(standings.values(), chosen, asked))
-    if asked.wait and asked.cluster.executor is not Executor.inline:
-        from slurm.runner import wait
+    unknown = [standing.cell for standing in standings.values() if standing.state == "unknown"]
+    if unknown and not chosen:
+        raise UserError(
+            f"{len(unknown)} cells may be in jobs of a cluster whose squeue does not answer here; "
+            "ask where it does, or slurm.cancel them first."
+        )
+    if asked.cluster.executor is Executor.inline:
+        ended = look(results, only=names)
+        return int(any(standing.state != "done" for standing in ended))
+    if asked.wait:
+        from slurm.runner import OPEN, wait
 
-        return wait(results, paths)
+        return wait(results, [p for p in paths if p in names or standings[p].state in OPEN])
     return 0
 
 

@@ -12,9 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmark import compose, record, run
-from benchmark.compose import UserError
 from benchmark.lease import Lease
-from slurm import cancel, cluster, estimate, grid, logs, queue, runner, status, submit
+from slurm import cancel, cluster, estimate, grid, job, logs, queue, runner, status, submit
 from slurm.cluster import Executor
 from slurm.ledger import Attempt, Ledger
 from tests import cells
@@ -233,7 +232,7 @@ def test_inline_runs_every_cell_and_one_failure_stops_none(words, results, monke
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(FreeBits, "recipe", broken)
-    assert submitted(*words, "method=free_bits,lm", "cluster=inline") == 0
+    assert submitted(*words, "method=free_bits,lm", "cluster=inline") == 1
     assert states(results) == {"failed": 1, "done": 1}
     assert submitted(*words, "method=free_bits,lm", "cluster=inline") == 0
     assert "0 cells submitted" in capsys.readouterr().out.splitlines()[-1]
@@ -296,6 +295,30 @@ def test_a_stale_result_is_run_again_and_kept(words, results, monkeypatch):
     assert len(list((results / ".stale").rglob("run.json"))) == 1
 
 
+def test_a_damaged_record_is_seen_kept_and_written_anew(words, results, capsys):
+    asked = [*words, "method=lm,vae", "cluster=inline"]
+    assert submitted(*asked) == 0
+    path = next(results.glob("synthetic/lm/*/s0"))
+    (path / "run.json").write_text('{"schema_version": 1, "cell"')
+    assert states(results) == {"damaged": 1, "done": 1}
+    assert status.main([str(results)]) == 1 and "damaged" in capsys.readouterr().out
+    assert submitted(*asked) == 0  # only=missing: nothing to do, and no traceback
+    assert states(results) == {"damaged": 1, "done": 1}
+    assert submitted(*asked, "only=failed") == 0
+    assert states(results) == {"done": 2} and record.validate(path) == []
+    assert len(list((results / ".stale").rglob("run.json"))) == 1
+
+
+def test_a_member_of_a_group_that_was_cancelled_is_passed_over(words, results):
+    made = submit.plan([*words, "method=lm", "seed=0,1"])
+    submit.prepare(made)
+    submit.lay_down(results, made)
+    first, second = (cell.path("").as_posix() for cell, _ in made)
+    Ledger(results).cancelled([first])
+    found = job.one_by_one(results, [first, second], lambda: 0)
+    assert found == {first: "cancelled", second: "done"}
+
+
 # The local runner --------------------------------------------------------------------------------
 
 
@@ -338,6 +361,8 @@ def test_a_cancelled_cell_is_not_run_again_unless_the_user_says_so(words, result
     assert states(results) == {"cancelled": 3}
     assert runner.repair(results) == []
     assert submitted(*long, "--dry-run") == 0
+    assert capsys.readouterr().out.endswith("0 cells to run, 0 done\n")
+    assert submitted(*long, "--dry-run", "only=cancelled") == 0
     assert capsys.readouterr().out.endswith("3 cells to run, 0 done\n")
 
 
@@ -390,11 +415,92 @@ def test_no_answer_of_the_queue_is_no_answer(monkeypatch, tmp_path):
     assert queue.ask() is None
 
 
-def test_a_cell_that_never_gets_on_is_given_up(words, results):
+def test_a_cell_that_never_gets_on_is_given_up(words, results, monkeypatch):
+    """After so many jobs, and not before."""
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    cell, ledger, launched = made[0][0].path("").as_posix(), Ledger(results), []
+    monkeypatch.setattr(grid, "GAP", 0.0)
+    monkeypatch.setattr(queue, "ask", lambda: queue.Queue({}))
+    monkeypatch.setattr(runner, "launch", lambda *words, **_: launched.append(words[1]))
+    for n in range(3):
+        tried = attempt(f"t{n}", cell, (0, 0), repair=n > 0)
+        tried.cluster["attempts"] = 3
+        ledger.intend(tried)
+        ledger.submitted(tried.token, str(n))
+        assert runner.repair(results) == ([cell] if n < 2 else [])
+    assert launched == [[cell], [cell]] and states(results) == {"failed": 1}
+    assert "3 jobs in a row" in str(grid.look(results)[0].reason)
+
+
+def test_a_done_cell_is_never_given_up_nor_trained_again(words, results, monkeypatch):
+    """Whatever was read before somebody else, who held the lease, was done with it."""
+    assert submitted(*words, "method=lm", "cluster=inline") == 0
+    ((directory, before),) = record.scan(results)
+    runner.give_up(directory.path, "too late")
+    assert directory.read() == before
+    stale = before | {"status": "running"}
+    read = record.RunDirectory.read
+    answers = iter([stale])
+    monkeypatch.setattr(record.RunDirectory, "read", lambda self: next(answers, None) or read(self))
+    assert run.run_stored(directory.path, lambda: False) == "done"
+    monkeypatch.undo()
+    assert directory.read() == before
+
+
+def test_two_looks_decide_what_is_lost(monkeypatch, tmp_path):
+    here = grid.Standing("a/b/c/s0", "lost", {})
+    looks = iter([[here], [here]])
+    monkeypatch.setattr(grid, "GAP", 0.0)
+    monkeypatch.setattr(grid, "look", lambda *_, **__: next(looks))
+    assert grid.lost(tmp_path) == [here]
+    done = grid.Standing("a/b/c/s0", "done", {})
+    looks = iter([[here], [done]])
+    assert grid.lost(tmp_path) == []
+
+
+def test_a_job_is_known_by_its_name_and_not_by_its_number(words, results, monkeypatch):
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    cell = made[0][0].path("").as_posix()
+    ledger = Ledger(results)
+    ledger.intend(attempt("mine", cell, (0, 0)))
+    ledger.submitted("mine", "7")
+    for name, state in (("mine", "running"), ("another", "lost")):
+        answer = queue.Queue({"7": queue.Entry("7", "RUNNING", "None", name)})
+        monkeypatch.setattr(queue, "ask", lambda answer=answer: answer)
+        assert states(results) == {state: 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "held"),
+    [
+        ("PENDING", "Priority", False),
+        ("PENDING", "JobHeldUser", True),
+        ("PENDING", "PartitionTimeLimit", True),
+        ("REQUEUE_HOLD", "None", True),
+        ("RUNNING", "None", False),
+    ],
+)
+def test_what_can_never_start_is_held(state, reason, held):
+    assert queue.Entry("1", state, reason, "n").held == held
+
+
+def test_a_failed_cell_may_be_given_another_configuration(words, results):
+    """Of the same cell: another place for the data, say."""
+    bad = [word for word in words if not word.startswith("data_dir")]
     made = submit.plan([*words, "method=lm"])
     submit.lay_down(results, made)
     path = made[0][0].path(results)
-    runner.give_up(path, 5, None)
-    assert states(results) == {"failed": 1}
-    with pytest.raises(UserError):
-        cancel.choose(grid.look(results), ["other"])
+    stored = OmegaConf.load(path / "config.yaml")
+    stored.data_dir = "/proc/self/fd/x"
+    OmegaConf.save(stored, path / "config.yaml")
+    assert run.run_stored(path, lambda: False) == "failed"
+    assert submitted(*bad, words[-1], "method=lm", "cluster=inline", "only=failed") == 0
+    assert states(results) == {"done": 1}
+
+
+def test_a_dry_run_refuses_what_a_submission_would(words, capsys):
+    asked = [*words, "method=stack", "method.of=[free_bits,kl_annealing]", "--dry-run"]
+    assert submitted(*asked) == 1
+    assert "both edit the slot" in capsys.readouterr().err

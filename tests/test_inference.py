@@ -98,7 +98,7 @@ def test_with_one_source_of_variance_it_is_the_t_test_of_that():
 
 
 def test_the_two_variances_are_those_of_the_analysis_of_variance():
-    """2 x MS_A etc. by hand: d = [[0, 2], [4, 10], [2, 6]]: seed means 1, 7, 4 (var 9), sentence
+    """By hand: d = [[0, 2], [4, 10], [2, 6]]: seed means 1, 7, 4 (var 9), sentence
     means 2, 6 (var 8), residuals +-1, -+1, 0: mean square 4 / 2 = 2.
     9 / 3 = 3 with 2 freedom and (8 - 2 / 3) / 2 = 11 / 3 with 1."""
     d = np.array([[0.0, 2.0], [4.0, 10.0], [2.0, 6.0]])
@@ -164,7 +164,7 @@ LM = row(100.0, NAN, NAN, "none")
         (row(90.0, khat_bad=0.10, half=100.0), row(100.0), ""),
         (row(90.0), LM, ""),
         (row(90.0, latent="sequence"), LM, ""),
-        (row(90.0, khat_bad=0.11), LM, "this row's importance weights .* 11% are bad"),
+        (row(90.0, khat_bad=0.11), LM, "this row's importance weights .* 11.0% are bad"),
         (row(90.0, khat_bad=NAN), LM, "this row's .* an unknown share"),
         (row(90.0), row(100.0, khat_bad=0.5), "the other row's importance weights"),
         (row(99.95), row(100.0), "moves by 0.1 nats .* difference is 0.05"),

@@ -439,7 +439,7 @@ def test_provenance_needs_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_the_fingerprint_follows_the_code(tmp_path: Path):
     method = tmp_path / "method.py"
     method.write_text("a = 1\n")
-    before = record.fingerprint(method)
-    assert before == record.fingerprint(method) != record.fingerprint()
+    before = record.fingerprint([method])
+    assert before == record.fingerprint([method]) != record.fingerprint()
     method.write_text("a = 2\n")
-    assert record.fingerprint(method) != before
+    assert record.fingerprint([method]) != before
