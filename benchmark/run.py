@@ -125,23 +125,22 @@ def _log_above_the_bar() -> Iterator[None]:
 
 
 def planned(words: Sequence[str]) -> Iterator[tuple[Cell, DictConfig]]:
-    """The cells that these words make, with their configurations; composed once a variant and data
-    set, not once a seed. Raises UserError; to be called while `hydra_ready`."""
+    """The cells that these words make, each with its configuration, which is composed once for a
+    variant and a data set: seeds share it, and its own seed is the first one's. Raises UserError;
+    to be called while `hydra_ready`."""
     composed: dict[tuple[str, ...], tuple[Cell, DictConfig]] = {}
     for cell in compose.sweep(words):
         rest = tuple(word for word in cell if not word.startswith("seed="))
         seeds = [word.removeprefix("seed=") for word in cell if word.startswith("seed=")]
-        plain = all(seed.isdecimal() for seed in seeds) and not any("${" in word for word in cell)
-        if plain and not any("seed=" in word for word in rest) and rest in composed:
+        plain = all(seed.isdecimal() and len(seed) < 19 for seed in seeds)
+        odd = any("${" in word for word in cell) or any("seed=" in word for word in rest)
+        if plain and not odd and rest in composed:
             first, config = composed[rest]
-            config = config.copy()
-            config.seed = int(seeds[-1]) if seeds else 0
-            compose.check(config)
+            yield replace(first, seed=int(seeds[-1]) if seeds else 0), config
         else:
             config, method = compose.cell(cell)
-            first = make_cell(config, method, cell)
-            composed[rest] = first, config
-        yield replace(first, seed=config.seed), config
+            composed[rest] = make_cell(config, method, cell), config
+            yield composed[rest]
 
 
 def run_stored(path: Path, stop_requested: Callable[[], bool]) -> str:

@@ -34,7 +34,8 @@ def estimate(results: Path, cells: Sequence[tuple[Cell, DictConfig]]) -> Iterato
             assert isinstance(config, DictConfig)
             speeds.append(operations(config)[0] / seconds)
     rate = statistics.median(speeds) if speeds else RATE
-    costs = [operations(config) for _, config in cells]
+    known = {id(config): operations(config) for config in {id(c): c for _, c in cells}.values()}
+    costs = [known[id(config)] for _, config in cells]
     hours = SHARE * sum(work for work, _, _ in costs) / rate / 3600
     gigabytes = sum(weights for _, weights, _ in costs) * 4 / 2**30
     guessed = sorted(

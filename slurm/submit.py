@@ -76,23 +76,35 @@ def plan(words: Sequence[str]) -> list[tuple[Cell, DictConfig]]:
     found: dict[str, tuple[Cell, DictConfig]] = {}
     with compose.hydra_ready():
         for cell, config in planned(words):
-            if config.stop_after is not None:
-                raise UserError("stop_after is for benchmark.run: a grid's cells run to their end.")
-            for key in ("results_dir", "data_dir"):
-                config[key] = str(Path(config[key]).absolute())
-            if config.dataset.path is not None:
-                config.dataset.path = str(Path(config.dataset.path).absolute())
             found[cell.key] = cell, config
-    if len({config.results_dir for _, config in found.values()}) > 1:
+    for config in distinct(found.values()):
+        if config.stop_after is not None:
+            raise UserError("stop_after is for benchmark.run: a grid's cells run to their end.")
+        for key in ("results_dir", "data_dir"):
+            config[key] = str(Path(config[key]).absolute())
+        if config.dataset.path is not None:
+            config.dataset.path = str(Path(config.dataset.path).absolute())
+    if len({config.results_dir for config in distinct(found.values())}) > 1:
         raise UserError("a grid has one results_dir; submit to each of them.")
     return list(found.values())
+
+
+def distinct(cells: Iterable[tuple[Cell, DictConfig]]) -> list[DictConfig]:
+    """The configurations, which seeds share."""
+    return list({id(config): config for _, config in cells}.values())
+
+
+def stored(cell: Cell, config: DictConfig) -> str:
+    """The text of a cell's own config.yaml."""
+    config.seed = cell.seed
+    return OmegaConf.to_yaml(config)
 
 
 def rehearse(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
     """See that every method takes its sizes. Raises UserError."""
     from benchmark.cell import rehearse as try_out
 
-    for config in {(cell.dataset, cell.method, cell.id): config for cell, config in cells}.values():
+    for config in distinct(cells):
         try_out(config)
 
 
@@ -100,7 +112,7 @@ def prepare(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
     """Make every data set ready, once. Raises UserError and DataError."""
     from benchmark.data import prepare as data
 
-    for config in {(cell.dataset, cell.id): config for cell, config in cells}.values():
+    for config in distinct(cells):
         data.prepare(config.dataset, compose.writable("data_dir", config.data_dir))
 
 
@@ -114,14 +126,14 @@ def lay_down(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
         if cell.id not in fingerprints:
             fingerprints[cell.id] = record.fingerprint(compose.method_files(config.method))
         submitted = {"fingerprint": fingerprints[cell.id]}
-        directory.create(cell, OmegaConf.to_yaml(config), {"submitted": submitted})
+        directory.create(cell, stored(cell, config), {"submitted": submitted})
 
 
 def renew(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
     """Give cells that were laid down before the configuration of now: the same cell, but perhaps
     another device, another place of the data, or no stop on the way."""
     for cell, config in cells:
-        directory, text = record.RunDirectory(cell.path(results)), OmegaConf.to_yaml(config)
+        directory, text = record.RunDirectory(cell.path(results)), stored(cell, config)
         if (directory.path / "config.yaml").read_text() != text:
             with directory.lease():
                 directory.save_text("config.yaml", text)

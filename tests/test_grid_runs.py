@@ -78,7 +78,7 @@ def test_a_planned_cell_is_the_one_that_benchmark_run_makes(words):
             alone = [*words, "method=free_bits", "method.floor=0.5", f"seed={seed}"]
             made, method = compose.cell(alone)
             assert run.make_cell(made, method, alone) == cell
-            assert config.seed == seed == cell.seed
+            assert OmegaConf.create(submit.stored(cell, config)).seed == seed == cell.seed
 
 
 def test_jobs_may_start_in_another_folder(words, monkeypatch, tmp_path):
