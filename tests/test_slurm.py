@@ -346,6 +346,8 @@ def test_without_accounting_and_with_small_arrays(
         struck.finish()
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_real_time_limit(slurm, tmp_path, data):
     """SLURM looks at limits every 30 s, so a cell has to last."""
     results, calm = tmp_path / "results", tmp_path / "calm"
