@@ -35,7 +35,7 @@ from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from benchmark.config import Config, Dataset
+from benchmark.config import Config, Dataset, schema
 from benchmark.record import NAME
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -239,11 +239,10 @@ def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
     """
     overridden = [key for key in overridden if key not in GROUPS]
     name, file, paper = None, "the method's YAML", None
-    composed = composed.copy()
-    OmegaConf.set_struct(composed, False)
-    method = composed.get("method")
     if "hydra" in composed:
         file = f"configs/method/{composed.hydra.runtime.choices['method']}.yaml"
+    composed = _own(composed)
+    method = composed.get("method")
     if isinstance(method, DictConfig):
         name, paper = method.get("name"), method.pop("paper", None)
     if name is None:
@@ -301,10 +300,7 @@ def _parts(names: Any, given: Any, where: str, paper: bool) -> dict[str, Any]:
 
 def harness(composed: DictConfig) -> DictConfig:
     """All of a cell's configuration but the method's own fields, checked; imports no torch."""
-    composed = composed.copy()
-    OmegaConf.set_struct(composed, False)
-    composed.pop("hydra", None)
-    config = merge(Config, composed, "")
+    config = merge(Config, _own(composed), "")
     check(config)
     _check_source(config.dataset)
     if (config.budget.epochs is None) == (config.budget.steps is None):
@@ -313,6 +309,13 @@ def harness(composed: DictConfig) -> DictConfig:
             "and the other to null."
         )
     return config
+
+
+def _own(composed: DictConfig) -> DictConfig:
+    """A copy to change, without Hydra's own part, which is most of it."""
+    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    OmegaConf.set_struct(ours, False)
+    return ours
 
 
 PLAIN_WORDS = (
@@ -330,10 +333,10 @@ PLAIN_WORDS = (
 """What OmegaConf says of a value that does not fit, and what we say."""
 
 
-def merge(schema: Any, values: Any, where: str) -> DictConfig:
+def merge(cls: Any, values: Any, where: str) -> DictConfig:
     """`values` on top of a structured schema, or one sentence about what does not fit."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        merged = OmegaConf.merge(schema(cls), values)
         OmegaConf.resolve(merged)
         OmegaConf.to_container(merged, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -379,7 +382,7 @@ def _check_source(dataset: Dataset) -> None:
     if dataset.generator is None:
         return
     needed = {"name", "generator", "sentences", "sizes", "batch_size", "learning_rate"}
-    neutral: Any = OmegaConf.structured(Dataset)
+    neutral: Any = schema(Dataset)
     for f in fields(Dataset):
         if f.name in needed | {"nll_sentences", "licence"}:
             continue
@@ -538,7 +541,7 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def build(cls: type, values: Any, where: str = "method.") -> Any:
     """The method's dataclass filled from a configuration, which stands at `where`. Raises
     UserError where the method refuses it."""
-    typed_values: Any = OmegaConf.merge(OmegaConf.structured(cls), values)
+    typed_values: Any = OmegaConf.merge(schema(cls), values)
     filled = {f.name: _plain(typed_values[f.name]) for f in fields(cls)}
     for f in fields(cls):
         if "methods" in f.metadata:

@@ -9,11 +9,18 @@ stands beside it, as the metadata `must`; null, where the type allows it, is out
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from benchmark.record import NAME
+
+
+@cache
+def schema(cls: type) -> DictConfig:
+    """The structured schema of a dataclass; to be merged into, which copies it."""
+    return OmegaConf.structured(cls)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from benchmark.config import Config
+from benchmark.config import Config, schema
 from benchmark.record import NAME, SCHEMA_VERSION
 
 LISTED = ("method", "model", "budget", "batching", "precision", "placebo")
@@ -40,7 +40,7 @@ def identity(config: DictConfig, defaults: Mapping[str, Any]) -> str:
     listed["dataset"] = {key: given["dataset"][key] for key in CONTENT if key in given["dataset"]}
     # extra records that nothing reads change no result
     silent = {"budget": {"evaluation": {"every": None}}}
-    typed = OmegaConf.merge(OmegaConf.structured(Config), listed, silent)
+    typed = OmegaConf.merge(schema(Config), listed, silent)
     kept = _deviations(typed)
     neutral = _deviations(OmegaConf.create(dict(defaults)))
     kept["method"] = _method(kept["method"], neutral)
@@ -93,7 +93,7 @@ def _values(node: DictConfig) -> dict[Any, Any]:
 
 @cache
 def _neutral(cls: type) -> dict[Any, Any]:
-    return _values(OmegaConf.structured(cls))
+    return _values(schema(cls))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -360,12 +360,14 @@ def fingerprint(method_files: Sequence[str | Path] = ()) -> str:
 
 
 def _git() -> dict[str, Any]:
-    """The checkout's commit and whether files differ from it; nulls where there is none."""
+    """The checkout's commit and whether files differ from it; nulls for code outside any."""
     base = ["git", "-C", str(Path(__file__).parent.parent)]
     try:
-        commit, changes = (
+        _, commit, changes = (
             subprocess.run([*base, *words], capture_output=True, text=True, check=True, timeout=20)
             for words in (
+                # a copy inside a checkout is not of its commit
+                ["ls-files", "--error-unmatch", "--", __file__],
                 ["rev-parse", "HEAD"],
                 ["status", "--porcelain", "--", "benchmark", "methods"],
             )

@@ -405,16 +405,6 @@ def test_help_and_status_import_no_torch():
         assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
 
 
-def test_no_answer_of_the_queue_is_no_answer(monkeypatch, tmp_path):
-    fake = tmp_path / "squeue"
-    fake.write_text("#!/bin/sh\nexit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue.ask() is None
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert queue.ask() is None
-
-
 def test_a_cell_that_never_gets_on_is_given_up(words, results, monkeypatch):
     """After so many jobs, and not before."""
     made = submit.plan([*words, "method=lm"])

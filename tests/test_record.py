@@ -436,6 +436,22 @@ def test_provenance_needs_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     json.dumps(without, allow_nan=False)
 
 
+def test_a_copy_of_the_code_has_no_commit(tmp_path: Path):
+    """Also within a checkout, whose commit may be another by then."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    (folder / "record.py").write_text(Path(record.__file__).read_text())
+    (folder / "__init__.py").touch()
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    ask = [sys.executable, "-c", "from benchmark.record import _git; print(_git()['commit'])"]
+    there = {"cwd": tmp_path, "text": True, "env": os.environ | {"PYTHONPATH": str(tmp_path)}}
+    assert subprocess.check_output(ask, **there).strip() == "None"
+    subprocess.run([*git, "add", "."], check=True)
+    assert len(subprocess.check_output(ask, **there).strip()) == 40
+
+
 def test_the_fingerprint_follows_the_code(tmp_path: Path):
     method = tmp_path / "method.py"
     method.write_text("a = 1\n")

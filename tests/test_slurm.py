@@ -2,6 +2,7 @@
 every record valid, and every result that of a calm run to the bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import record
-from slurm import cancel, grid, runner, status, submit
+from slurm import cancel, grid, queue, runner, status, submit
 from slurm.ledger import Ledger
 from tests import cells
 from tests.cells import SMALL, differences
@@ -126,7 +127,8 @@ def struck(slurm, tmp_path, data, calm, monkeypatch) -> Iterator[Grid]:
     yield Grid(slurm, tmp_path / "results", data, calm)
 
 
-def test_a_grid_runs_as_an_array_and_ends_in_the_results_of_a_calm_run(struck, capsys):
+def test_a_grid_runs_as_an_array_and_ends_in_the_results_of_a_calm_run(struck, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")  # submitted from a job that asked so
     struck.submit()
     assert "2 cells submitted (slurm)" in capsys.readouterr().out
     jobs = {job.id for job in struck.box.jobs()}
@@ -334,6 +336,36 @@ def test_jobs_run_the_code_of_their_submission(struck):
         assert (about["fingerprint"] == about["submitted"]["fingerprint"]) == (name == cell)
 
 
+def test_no_answer_of_the_queue_is_no_answer(slurm_programs, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", "/nowhere")
+    assert queue.ask() is None  # squeue finds no cluster
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert queue.ask() is None  # there is no squeue
+
+
+def test_a_job_whose_submission_was_not_answered_is_cancelled(struck, monkeypatch, tmp_path):
+    """The controller takes it and only the answer is lost: it would wait for a node to fail on."""
+    sbatch, answered = shutil.which("sbatch"), tmp_path / "answered"
+    (tmp_path / "sbatch").write_text(f"""#!/bin/sh
+{sbatch} "$@" || exit
+test -e {answered} && exit
+touch {answered}
+echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
+exit 1
+""")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for node in struck.box.nodes:
+        struck.box.set_node(node, "drain")
+    struck.submit()
+    assert answered.exists() and struck.attempts() == 1
+    assert len({job.id.partition("_")[0] for job in struck.box.jobs()}) == 1
+    for node in struck.box.nodes:
+        struck.box.set_node(node, "resume")
+    struck.finish()
+    assert struck.attempts() == 1
+
+
 def test_without_accounting_and_with_small_arrays(
     slurm_programs, monkeypatch, tmp_path, data, calm
 ):
@@ -346,19 +378,14 @@ def test_without_accounting_and_with_small_arrays(
         struck.finish()
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(900)
-def test_a_real_time_limit(slurm, tmp_path, data):
-    """SLURM looks at limits every 30 s, so a cell has to last."""
-    results, calm = tmp_path / "results", tmp_path / "calm"
-    long = [*words(results, data), "method=lm", "budget.steps=8000"]
-    long += ["budget.evaluation.every=500", "budget.halving=null"]
-    assert submit.main([*long, *CLUSTER, "cluster.time=1", "cluster.signal_delay=5"]) == 0
-    (standing,) = grid.look(results)
-    (job,) = standing.jobs
-    struck = Grid(slurm, results, data, calm)
-    struck.until(lambda: struck.restarts(job) >= 1, "the job meets its limit", 120)
-    quick = [word for word in long if not word.startswith(("results_dir", "save_every"))]
-    assert submit.main([*quick, f"results_dir={calm}", "cluster=inline"]) == 0
+def test_a_real_time_limit(struck):
+    """SLURM looks at limits every 30 s. The cell is stopped, so that it lasts till then; SLURM's
+    signal brings a CONT with it."""
+    struck.submit("cluster.time=1", "cluster.signal_delay=5")
+    cell = struck.training()
+    job = struck.job(cell)
+    for pid in struck.box.pids(job):
+        os.kill(pid, signal.SIGSTOP)
+    struck.until(lambda: struck.restarts(job) == 1, "submitit requeues the job")
     struck.finish()
     assert struck.attempts() == 1

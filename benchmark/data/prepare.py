@@ -26,7 +26,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from threadpoolctl import threadpool_limits
 
-from benchmark.config import Dataset, Overlong
+from benchmark.config import Dataset, Overlong, schema
 from benchmark.data import sources, synthetic, vocabulary
 from benchmark.data.errors import DataError
 from benchmark.data.sources import SPLITS, Rows
@@ -66,7 +66,7 @@ def prepare(dataset: Any, data_dir: Path) -> Path:
 
     Raises DataError, which names in one sentence what is wrong.
     """
-    config: Dataset = OmegaConf.merge(OmegaConf.structured(Dataset), dataset)  # type: ignore
+    config: Dataset = OmegaConf.merge(schema(Dataset), dataset)  # type: ignore
     data_dir = Path(data_dir)
     rules = content(config)
     key = hashlib.sha256(
@@ -100,7 +100,7 @@ def prepare(dataset: Any, data_dir: Path) -> Path:
 
 def content(dataset: Any) -> dict[str, Any]:
     """The plain values of the keys that a data set's content follows from."""
-    config = OmegaConf.merge(OmegaConf.structured(Dataset), dataset)
+    config = OmegaConf.merge(schema(Dataset), dataset)
     plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict)
     return {key: plain[key] for key in CONTENT_KEYS}
