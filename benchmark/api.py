@@ -156,6 +156,8 @@ class LatentModel(nn.Module):
 Objective = Callable[[Draw, Batch, int], Tensor]
 Corrupt = Callable[[Batch, int], Batch]
 Step = Callable[["Run"], dict[str, Tensor]]
+SLOTS = ("model", "objective", "corrupt", "step")
+"""Of a `Recipe`, those that a method may fill."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmark import record
-from benchmark.api import EOS, PAD, LatentModel
+from benchmark.api import EOS, PAD, SLOTS, LatentModel
 from benchmark.compose import UserError, build, find_method, method_files, sentence
 from benchmark.config import Evaluation, Precision
 from benchmark.data.batches import cut
@@ -185,7 +185,7 @@ def run_cell(
         directory.write(status="running", reason=None, provenance=about)
         try:
             cell = _Cell(directory, config, corpus, device, stop_requested, progress)
-            about["steps"] = cell.task.steps
+            about |= {"steps": cell.task.steps, "slots": cell.slots}
             directory.write(provenance=about)
             outcome = cell.run(before, about)
             directory.write(**outcome)
@@ -297,6 +297,7 @@ class _Cell:
         method = config.method
         fields = {key: value for key, value in method.items() if key != "name"}
         recipe = build(find_method(method.name), fields).recipe(self.task)
+        self.slots = [slot for slot in SLOTS if getattr(recipe, slot) is not None]
         self.trainer = Trainer(
             recipe,
             self.task,

@@ -313,7 +313,7 @@ def harness(composed: DictConfig) -> DictConfig:
 
 def _own(composed: DictConfig) -> DictConfig:
     """A copy to change, without Hydra's own part, which is most of it."""
-    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     OmegaConf.set_struct(ours, False)
     return ours
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmark.api import Recipe, Task, register
+from benchmark.api import SLOTS, Recipe, Task, register
 
-SLOTS = ("model", "objective", "corrupt", "step", "select")
+EDITED = (*SLOTS, "select")
 
 
 @register("stack")
@@ -41,7 +41,7 @@ class Stack:
         recipe, editors = Recipe(), dict[str, str]()
         for name in self.of:
             part = self.parts[name].recipe(task)
-            edited = {slot: value for slot in SLOTS if (value := getattr(part, slot)) is not None}
+            edited = {slot: value for slot in EDITED if (value := getattr(part, slot)) is not None}
             for slot in edited:
                 if slot in editors:
                     raise ValueError(

@@ -57,6 +57,8 @@ def test_every_cell_of_a_sweep_is_done_and_valid(three):
         assert known["selected_step"] == 30
         assert known["cost"]["steps"] == known["cost"]["backwards"] == 30
         assert known["provenance"]["data_hash"]
+        slots = {"vae": [], "lm": ["model"], "kl_annealing": ["objective"]}
+        assert known["provenance"]["slots"] == slots[known["cell"]["method"]]
 
 
 def test_nothing_is_written_outside_results_and_data(three):
