@@ -1,5 +1,6 @@
 """The leaderboard: `python -m leaderboard [results ...]` prints a table a data set and writes them,
-with all that may be said of them, to RESULTS.md, table.tex and results.parquet."""
+with all that may be said of them, as a page (index.html), RESULTS.md, table.tex, figures and
+results.parquet."""
 
 import argparse
 import sys
@@ -25,19 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
-        help="folder for RESULTS.md, table.tex and results.parquet, every measurement of every "
-        "run (default: `leaderboard` in the first results folder)",
+        help="folder for index.html, RESULTS.md, table.tex, figures/ and results.parquet, every "
+        "measurement of every run (default: `leaderboard` in the first results folder)",
     )
     parser.add_argument(
         "--check",
         action="store_true",
         help="write nothing; list what is damaged, stale, failed or unfinished; exit 1 if there is",
     )
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="copy what may be published of the finished runs to OUT/runs, and make all of the "
+        "runs that are there: without host, user and folders, and without the text of data sets "
+        "whose licence does not let it be passed on",
+    )
     given = parser.parse_args(arguments)
     folders = [Path(name) for name in given.results]
     from leaderboard.load import check, load_cells  # --help need not wait for pandas
-    from leaderboard.report import write
+    from leaderboard.public import publish
     from leaderboard.terminal import show
+    from leaderboard.write import write
 
     for folder in folders:
         if not folder.is_dir():
@@ -55,12 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(bool(found))
     out = Path(given.out) if given.out else folders[0] / "leaderboard"
     try:
+        if given.public:
+            publish(cells, out / "runs")
+            cells = load_cells([out / "runs"])
         written = write(cells, out)
     except OSError as error:
         return _refuse(f"{out} cannot be written to ({error.strerror}); choose another with --out.")
     # in a file or a pipe nothing is too wide
     show(cells, Console() if sys.stdout.isatty() else Console(width=500))
-    sys.stdout.write(f"Written: {', '.join(map(str, written))}\n")
+    sys.stdout.write(f"Written: {written[0]} and {len(written) - 1} files beside it\n")
     return 0
 
 

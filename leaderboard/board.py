@@ -1,18 +1,23 @@
 """The board: for each data set a row a variant, with what may be said of it and what may not.
 
 A row is compared with the plain VAE by seed, with the language model by sentence, with its placebo
-by seed, and with every other row for ties. Rows are of one data set only if its content was the
-same; a difference is told only where the estimates carry it (`inference.may_win`).
+by seed, and with every other row for ties; a method's variants with each other, by validation; and
+all rows at one rate, at one cost, and across data sets (`overall`). Rows are of one data set only
+if its content was the same; a difference is told only where the estimates carry it
+(`inference.may_win`).
 """
 
 import math
+import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -20,17 +25,24 @@ import pandas as pd
 from leaderboard.inference import (
     Array,
     Comparison,
+    at_rate,
+    choose,
+    expected_best,
     holm,
+    interquartile_mean,
     interval,
     may_win,
     paired,
-    paired_by_sentence,
+    pairs_by_sentence,
     pays,
+    performance_profile,
+    probability_of_improvement,
     share,
+    stratified_bootstrap,
     tie_groups,
     winner,
 )
-from leaderboard.load import DUPLICATE
+from leaderboard.load import DUPLICATE, KEY
 from leaderboard.statistics import mean
 
 PLAIN, LANGUAGE_MODEL = "vae", "lm"
@@ -52,6 +64,13 @@ MEASURES = {
 }
 """Of the test split, by the record's names."""
 
+RATES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Nats a sentence at which methods are compared."""
+COSTS = ("seconds", "backwards")
+"""Of training, at which rows are compared."""
+THRESHOLDS = (-0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1)
+"""Of the score across data sets, in nats a token."""
+
 Cell = dict[str, Any]
 
 
@@ -70,21 +89,38 @@ class Row:
     """NLL less the plain VAE's, by seed."""
     p: float = math.nan
     """Of no such difference, adjusted for all rows of the board (Holm 1979)."""
+    won: bool | None = None
+    """Whether it is better than the plain VAE; None where no such word may be said: the difference
+    is not known, or it is significant but more than the estimates carry."""
     versus_placebo: Comparison | None = None
     pays: str | None = None
     """pays, free or costs, against the language model; None where it cannot be told."""
+    why_not: str = ""
+    """Why that cannot be told."""
     groups: str = ""
     """Letters: two rows that share one cannot be told apart by NLL."""
     best: bool = False
     """Whether its NLL is told apart from every other row's, and lower."""
 
-    @property
+    @cached_property
     def done(self) -> list[Cell]:
         return [cell for cell in self.cells if cell["status"] == "done"]
 
-    @property
+    @cached_property
     def seeds(self) -> dict[int, Cell]:
         return {int(cell["seed"]): cell for cell in self.done}
+
+    @property
+    def is_placebo(self) -> bool:
+        return _name(self.cells).endswith(PLACEBO)
+
+    def outcomes(self, split: str) -> dict[int, float]:
+        """seed -> NLL, of the runs that ended: infinite where one diverged."""
+        ended = [cell for cell in self.cells if cell["status"] in ("done", "diverged")]
+        return {
+            int(cell["seed"]): cell[f"{split}/nll"] if cell["status"] == "done" else math.inf
+            for cell in ended
+        }
 
     @property
     def states(self) -> Counter[str]:
@@ -101,7 +137,7 @@ class Row:
         k, n = self.verdicts["collapsed"], len(self.done) - self.verdicts["none"]
         return (k, n, *(share(k, n) if n else (math.nan, math.nan)))
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
         """Means by the names of `load_cells`, for `may_win`."""
         names = ("nll", "nll_half", "khat_bad")
@@ -113,16 +149,64 @@ class Row:
 
 
 @dataclass
+class Selected:
+    """The best of a method's variants, placebos apart, by validation NLL on some seeds, with its
+    test NLL on the others: where it was selected, it looks better than it is."""
+
+    method: str
+    name: str | None
+    """The chosen row's; None where none could be chosen."""
+    tried: int
+    chosen_on: tuple[int, ...]
+    seeds: tuple[int, ...]
+    """Reported on: all, where one variant was tried."""
+    nll: tuple[float, float]
+    """(mean, half) on those; infinite where one of them diverged."""
+    note: str
+    """What is wanting; empty where nothing is."""
+    curve: tuple[float, ...]
+    """The best validation NLL that a search of 1, 2, ... of the variants would have found."""
+
+
+@dataclass
+class Equal:
+    """The best validation NLL so far when each row has spent one cost, the largest that all
+    reached."""
+
+    cost: float
+    """The least of all rows of the median of what their seeds spent."""
+    nll: dict[str, tuple[float, float]]
+    """(mean, half) over finished seeds by row, best first; NaN before the first validation."""
+
+
+@dataclass
 class Board:
     """The rows of one data set, best first, the unknown last."""
 
     dataset: str
     hash: str | None
     rows: list[Row]
+    methods: list[Selected] = field(default_factory=list)
+    """Best first; one for every method."""
+    at_rates: dict[str, dict[float, float]] = field(default_factory=dict)
+    """method -> rate -> NLL, between its variants; of methods with several of a known rate."""
+    equal: dict[str, Equal] = field(default_factory=dict)
+    """By COSTS; empty where fewer than two rows have told of their training."""
+
+    def row(self, name: str | None) -> Row | None:
+        return next((row for row in self.rows if row.name == name), None)
 
 
-def boards(cells: pd.DataFrame) -> list[Board]:
-    """One board a data set and content; a cell that has not told its content goes with the most."""
+Trails = dict[tuple[Any, ...], list[Array]]
+"""KEY -> [n] of COSTS and the validation NLL then, for every validation of a run."""
+
+
+def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Board]:
+    """One board a data set and content; a cell that has not told its content goes with the most.
+
+    curves: of `load_curves`, without which there is no comparison at equal cost.
+    """
+    trails = {} if curves is None else _trails(curves)
     kept = [cell for cell in cells.to_dict("records") if cell["status"] != DUPLICATE]
     found = []
     for dataset in sorted({cell["dataset"] for cell in kept}):
@@ -139,11 +223,22 @@ def boards(cells: pd.DataFrame) -> list[Board]:
                 c for c in here if by_id.get(c["id"], ranked[0] if ranked else None) == content
             ]
             label = f"{dataset} ({content[:6]})" if content and len(ranked) > 1 else dataset
-            found.append(_board(label, content, members))
+            found.append(_board(label, content, members, trails))
     return found
 
 
-def _board(label: str, content: str | None, cells: list[Cell]) -> Board:
+def _trails(curves: pd.DataFrame) -> Trails:
+    columns = [*COSTS, "value"]
+    validations = (curves["split"] == "valid") & (curves["metric"] == "nll")
+    chosen = curves[validations & curves[columns].notna().all(axis=1)]
+    found: Trails = {}
+    keys = zip(*(chosen[name].tolist() for name in KEY), strict=True)
+    for key, line in zip(keys, np.asarray(chosen[columns], dtype=float), strict=True):
+        found.setdefault(key, []).append(line)
+    return found
+
+
+def _board(label: str, content: str | None, cells: list[Cell], trails: Trails) -> Board:
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell["method"], cell["id"]), []).append(cell)
@@ -155,7 +250,8 @@ def _board(label: str, content: str | None, cells: list[Cell]) -> Board:
         _measure(row)
     rows.sort(key=lambda row: (math.isnan(row.means["nll"][0]), row.means["nll"][0], row.name))
     _compare(rows)
-    return Board(label, content, rows)
+    equal = {name: found for name in COSTS if (found := _equal(rows, trails, name))}
+    return Board(label, content, rows, _select(rows), _at_rates(rows), equal)
 
 
 def _name(cells: list[Cell]) -> str:
@@ -176,6 +272,7 @@ def _compare(rows: list[Row]) -> None:
     """Fill in what rows say of each other."""
     named = {row.name: row for row in rows}
     plain, model = named.get(PLAIN), named.get(LANGUAGE_MODEL)
+    by_sentence = _by_sentence(rows)
     for row in rows:
         if plain is not None and row is not plain:
             row.versus_plain = paired(_nll(row), _nll(plain))
@@ -183,11 +280,12 @@ def _compare(rows: list[Row]) -> None:
         if itself is not None and itself is not row:
             itself.versus_placebo = paired(_nll(itself), _nll(row))
         if model is not None and row is not model:
-            row.pays = pays(_by_sentence(row, model), _by_sentence(model, row))
+            row.pays, row.why_not = _pays(row, model, by_sentence)
     tested = [row for row in rows if row.versus_plain is not None]
     for row, p in zip(tested, holm([_p(row.versus_plain) for row in tested]), strict=True):
         row.p = float(p)
-    told = _told_apart(rows)
+        row.won = plain and _won(row, plain)
+    told = _told_apart(rows, by_sentence)
     names = [row.name for row in rows]
     groups = tie_groups(names, [row.means["nll"][0] for row in rows], lambda a, b: told[a, b])
     first = winner(groups) if len(rows) > 1 else None
@@ -196,11 +294,33 @@ def _compare(rows: list[Row]) -> None:
         row.best = row.name == first
 
 
-def _told_apart(rows: list[Row]) -> dict[tuple[str, str], bool]:
+def _pays(
+    row: Row, model: Row, by_sentence: Mapping[str, dict[int, Array]]
+) -> tuple[str | None, str]:
+    """`Row.pays` and `Row.why_not`."""
+    word = pays(by_sentence[row.name], by_sentence[model.name])
+    if word is None:
+        return None, f"fewer than three seeds share their sentences with {model.name}"
+    answer = may_win(row.about, model.about)
+    # that no difference could be told needs no estimate that carries one
+    return (word, "") if answer or word == "free" else (None, answer.reason)
+
+
+def _won(row: Row, plain: Row) -> bool | None:
+    if math.isnan(row.p) or row.versus_plain is None:
+        return None
+    if row.p < 0.05 and not may_win(row.about, plain.about):
+        return None
+    return row.p < 0.05 and row.versus_plain.mean < 0
+
+
+def _told_apart(
+    rows: list[Row], by_sentence: Mapping[str, dict[int, Array]]
+) -> dict[tuple[str, str], bool]:
     """Of every pair, whether their NLL differs: by seeds and sentences, adjusted for all pairs, and
     by no more than the estimates carry."""
     pairs = list(combinations(rows, 2))
-    p = holm([_p(paired_by_sentence(_by_sentence(a, b), _by_sentence(b, a))) for a, b in pairs])
+    p = holm([found.p for found in pairs_by_sentence([by_sentence[row.name] for row in rows])])
     told = {}
     for (a, b), value in zip(pairs, p, strict=True):
         apart = bool(value < 0.05) and bool(may_win(a.about, b.about))
@@ -216,14 +336,18 @@ def _nll(row: Row) -> Mapping[int, float]:
     return {seed: cell["test/nll"] for seed, cell in row.seeds.items()}
 
 
-def _by_sentence(row: Row, other: Row) -> dict[int, Array]:
-    """Each common seed's NLL by sentence, where both have the same sentences."""
-    found = {}
-    for seed in sorted(row.seeds.keys() & other.seeds.keys()):
-        ours, theirs = (sentences(each.seeds[seed]["path"]) for each in (row, other))
-        if ours is not None and theirs is not None and ours.shape == theirs.shape:
-            found[seed] = ours
-    return found
+def _by_sentence(rows: list[Row]) -> dict[str, dict[int, Array]]:
+    """row -> seed -> [N] NLLs, of the runs with as many sentences as most."""
+    found = {
+        row.name: {seed: sentences(cell["path"]) for seed, cell in row.seeds.items()}
+        for row in rows
+    }
+    lengths = Counter(v.shape for runs in found.values() for v in runs.values() if v is not None)
+    usual = max(lengths, key=lambda shape: (lengths[shape], shape), default=None)
+    return {
+        name: {seed: v for seed, v in runs.items() if v is not None and v.shape == usual}
+        for name, runs in found.items()
+    }
 
 
 @cache
@@ -231,12 +355,225 @@ def sentences(path: str) -> Array | None:
     """[N] NLL of a run's test sentences, NaN where it was not measured; None where there is no
     file to trust."""
     try:
-        with np.load(Path(path) / "sentences.npz", allow_pickle=False) as file:
-            return file["nll"].astype(float)
-    except (OSError, ValueError, KeyError):
+        with (
+            (Path(path) / "sentences.npz").open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            values = arrays["nll"].astype(float)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error):
         return None
+    return values if values.ndim == 1 else None
 
 
 def _letter(i: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
+    """a, b, ..., z, A, ..., Z, and others beyond: one each, for they stand side by side."""
+    return ascii_letters[i] if i < len(ascii_letters) else chr(0x100 + i - len(ascii_letters))
+
+
+# -- the variants of a method ----------------------------------------------------------------------
+
+
+def _select(rows: list[Row]) -> list[Selected]:
+    named = {row.name: row for row in rows}
+    found = []
+    for method, variants in _methods(rows).items():
+        valid = {row.name: row.outcomes("valid") for row in variants}
+        choice = choose(valid)
+        test = named[choice.name].outcomes("test") if choice.name is not None else {}
+        nll = interval([test[seed] for seed in choice.seeds])
+        curve = expected_best([mean([*seeds.values()]) for seeds in valid.values() if seeds])
+        where = (choice.name, choice.tried, choice.chosen_on, choice.seeds)
+        found.append(Selected(method, *where, nll, choice.note, tuple(curve.tolist())))
+    return sorted(found, key=lambda each: (*_rank(each.nll[0]), each.method))
+
+
+def _at_rates(rows: list[Row]) -> dict[str, dict[float, float]]:
+    found = {}
+    for method, variants in _methods(rows).items():
+        points = [(row.means["kl"][0], row.means["nll"][0]) for row in variants]
+        points = [(kl, nll) for kl, nll in points if not math.isnan(kl)]
+        if len(points) > 1:
+            rates, nlls = zip(*points, strict=True)
+            found[method] = {rate: at_rate(rates, nlls, rate) for rate in RATES}
+    return found
+
+
+def _methods(rows: list[Row]) -> dict[str, list[Row]]:
+    """The variants of each, placebos apart."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.method, row.name)):
+        if not row.is_placebo:
+            found.setdefault(row.method, []).append(row)
+    return found
+
+
+def _equal(rows: list[Row], trails: Trails, cost: str) -> Equal | None:
+    place = COSTS.index(cost)
+    told: dict[str, list[Array]] = {}
+    for row in rows:
+        keys = [tuple(cell[name] for name in KEY) for cell in row.done]
+        told[row.name] = [np.array(trails[key]) for key in keys if key in trails]
+    told = {name: runs for name, runs in told.items() if runs}
+    if len(told) < 2:
+        return None
+    limit = min(float(np.median([run[:, place].max() for run in runs])) for runs in told.values())
+    best = {
+        name: interval([_least(run[run[:, place] <= limit, -1]) for run in runs])
+        for name, runs in told.items()
+    }
+    return Equal(limit, dict(sorted(best.items(), key=lambda pair: (*_rank(pair[1][0]), pair[0]))))
+
+
+def _least(values: Array) -> float:
+    return float(values.min()) if len(values) else math.nan
+
+
+def _rank(value: float) -> tuple[bool, float]:
+    """A key by which what is not known comes last."""
+    return math.isnan(value), value
+
+
+# -- across data sets ------------------------------------------------------------------------------
+
+
+@dataclass
+class Standing:
+    """A variant across data sets. Its scores: NLL less the plain VAE's of the same seed, in nats a
+    token of that seed's VAE, infinite where it diverged."""
+
+    name: str
+    runs: int
+    """Scores, over all data sets."""
+    diverged: int
+    mean: float
+    """The interquartile mean of the scores."""
+    interval: tuple[float, float]
+    """The mean's, 95 %, by stratified bootstrap."""
+    over_plain: tuple[float, float, float]
+    """(chance, low, high) that a run is better than the plain VAE of the same seed."""
+    over_model: tuple[float, float, float]
+    """(chance, low, high) that a run is better than one of the language model."""
+    carried: int
+    """Data sets on which the estimates carry the difference from the plain VAE."""
+    profile: tuple[float, ...]
+    """The share of runs at or below each of THRESHOLDS."""
+    missing: dict[str, list[int]]
+    """data set -> seeds that some variant was run with and that give this one no score."""
+
+
+@dataclass
+class Overall:
+    """The variants that all of some data sets have, best first."""
+
+    datasets: list[str]
+    rows: list[Standing]
+    left_out: dict[str, list[str]]
+    """Other variants, and the data sets on which they have no score."""
+
+
+def overall(found: Sequence[Board]) -> Overall | None:
+    """The comparison across data sets, of which a variant has to have two; None where none does.
+
+    Which data sets: those of one of the variants, such that they and the variants that have them
+    all make the most scores.
+    """
+    scored = {board.dataset: (board, _scores(board)) for board in found}
+    present: dict[str, set[str]] = {}
+    for dataset, (_, scores) in scored.items():
+        for name in scores:
+            present.setdefault(name, set()).add(dataset)
+    candidates = sorted({tuple(sorted(where)) for where in present.values() if len(where) > 1})
+    if not candidates:
+        return None
+    shared = max(candidates, key=lambda sets: len(sets) * _having(present, sets))
+    boards_, tables = zip(*(scored[dataset] for dataset in shared), strict=True)
+    names = sorted(name for name, where in present.items() if where >= {*shared})
+    compared = {name: [table[name] for table in tables] for name in names}
+    ran = {
+        board.dataset: {
+            int(cell["seed"])
+            for row in board.rows
+            if row.name in compared
+            for cell in row.cells
+            if not pd.isna(cell["seed"])
+        }
+        for board in boards_
+    }
+    rows = [_standing(name, compared, boards_, ran) for name in names]
+    rows.sort(key=lambda row: (*_rank(row.mean), row.name))
+    left_out = {
+        name: [dataset for dataset in shared if dataset not in present[name]]
+        for name in sorted(present.keys() - compared.keys())
+    }
+    return Overall([*shared], rows, left_out)
+
+
+def _scores(board: Board) -> dict[str, dict[int, float]]:
+    """row -> seed -> score, of the rows that have any."""
+    plain = board.row(PLAIN)
+    if plain is None:
+        return {}
+    base = {
+        seed: (cell["test/nll"], cell["test/nll"] / math.log(cell["test/ppl"]))
+        for seed, cell in plain.seeds.items()
+        if cell["test/nll"] > 0 and cell["test/ppl"] > 1
+    }
+    found = {}
+    for row in board.rows:
+        outcomes = row.outcomes("test")
+        found[row.name] = {
+            seed: (outcomes[seed] - nll) / tokens
+            for seed, (nll, tokens) in sorted(base.items())
+            if seed in outcomes
+        }
+    return {name: scores for name, scores in found.items() if scores}
+
+
+def _having(present: Mapping[str, set[str]], datasets: Iterable[str]) -> int:
+    return sum(where >= {*datasets} for where in present.values())
+
+
+def _standing(
+    name: str,
+    compared: Mapping[str, list[dict[int, float]]],
+    found: Sequence[Board],
+    ran: Mapping[str, set[int]],
+) -> Standing:
+    scores = _arrays(compared[name])
+    rows = [(board.row(name), board.row(PLAIN)) for board in found]
+    return Standing(
+        name=name,
+        runs=sum(map(len, scores)),
+        diverged=sum(int(np.isposinf(group).sum()) for group in scores),
+        mean=float(interquartile_mean(scores)),
+        interval=stratified_bootstrap(scores, interquartile_mean),
+        over_plain=_improvement(scores, None if name == PLAIN else [np.zeros(1)] * len(scores)),
+        over_model=_improvement(
+            scores,
+            _arrays(compared[LANGUAGE_MODEL])
+            if LANGUAGE_MODEL in compared and name != LANGUAGE_MODEL
+            else None,
+        ),
+        carried=sum(bool(row and plain and may_win(row.about, plain.about)) for row, plain in rows),
+        profile=tuple(performance_profile(scores, THRESHOLDS).tolist()),
+        missing={
+            board.dataset: lacking
+            for board, own in zip(found, compared[name], strict=True)
+            if (lacking := sorted(ran[board.dataset] - own.keys()))
+        },
+    )
+
+
+def _arrays(scores: list[dict[int, float]]) -> list[Array]:
+    return [np.array([*seeds.values()], dtype=float) for seeds in scores]
+
+
+def _improvement(ours: list[Array], theirs: Sequence[Array] | None) -> tuple[float, float, float]:
+    """Its chance and the interval of that; NaN of no others."""
+    if theirs is None:
+        return math.nan, math.nan, math.nan
+    sets = len(ours)
+    chance = float(probability_of_improvement(ours, theirs))
+    return chance, *stratified_bootstrap(
+        [*ours, *theirs], lambda both: probability_of_improvement(both[:sets], both[sets:])
+    )

@@ -114,22 +114,92 @@ def paired_by_sentence(ours: Any, theirs: Any) -> Comparison:
     by_seed, by_sentence = d.mean(1), d.mean(0)
     rest = d - by_seed[:, None] - by_sentence + middle
     noise = (rest**2).sum() / ((n - 1) * (sentences - 1))
-    of_seeds = by_seed.var(ddof=1) / n
-    of_sentences = max(by_sentence.var(ddof=1) - noise / n, 0.0) / sentences
-    total = of_seeds + of_sentences
-    if total == 0:
-        return Comparison(middle, 0.0, float(middle == 0), n)
+    half, p = _crossed(
+        np.array([middle]), by_seed.var(ddof=1), by_sentence.var(ddof=1), noise, n, sentences
+    )
+    return Comparison(middle, float(half[0]), float(p[0]), n)
 
-    def half(p: float) -> float:
-        quantiles = -stdtrit([n - 1, sentences - 1], p / 2)
-        return float(quantiles @ [of_seeds, of_sentences]) / math.sqrt(total)
 
-    # p is the level at which the interval ends at zero
-    low, high = -700.0, 0.0  # of its logarithm
-    for _ in range(60):
-        log_p = (low + high) / 2
-        low, high = (log_p, high) if half(math.exp(log_p)) > abs(middle) else (low, log_p)
-    return Comparison(middle, half(0.05), math.exp(high), n)
+def pairs_by_sentence(rows: Sequence[Mapping[int, Array]]) -> list[Comparison]:
+    """`paired_by_sentence` of every two of the rows (seed -> [N]), in the order of `combinations`.
+
+    All at once: the means and squares that it takes of a difference follow from those of the two
+    rows and their product, so that of M rows there are M passes over the sentences, not M^2 / 2.
+    """
+    unknown = [{seed: np.isnan(values) for seed, values in row.items()} for row in rows]
+    found: dict[tuple[int, int], Comparison] = {}
+    alike: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for pair in combinations(range(len(rows)), 2):
+        seeds = tuple(sorted(rows[pair[0]].keys() & rows[pair[1]].keys()))
+        if seeds:
+            lost = np.any([unknown[each][seed] for each in pair for seed in seeds], axis=0)
+            alike.setdefault((seeds, lost.tobytes()), []).append(pair)
+        else:
+            found[pair] = Comparison(math.nan, math.nan, math.nan, 0)
+    for (seeds, lost), pairs in alike.items():
+        members = sorted({each for pair in pairs for each in pair})
+        kept = ~np.frombuffer(lost, dtype=bool)
+        values = np.array([[rows[each][seed][kept] for seed in seeds] for each in members])
+        place = {each: i for i, each in enumerate(members)}
+        a, b = ([place[each] for each in side] for side in zip(*pairs, strict=True))
+        found |= zip(pairs, _all_crossed(values, a, b), strict=True)
+    return [found[pair] for pair in combinations(range(len(rows)), 2)]
+
+
+def _all_crossed(values: Array, a: list[int], b: list[int]) -> list[Comparison]:
+    """Of [M, S, N] the comparisons of the members a with those of b."""
+    members, n, sentences = values.shape
+    if not values.size:
+        return [Comparison(math.nan, math.nan, math.nan, n) for _ in a]
+    finite: Any = np.isfinite(values).all((1, 2))
+    values = np.where(finite[:, None, None], values, 0.0)
+    values -= values.mean((0, 1))  # cancels in every difference, and leaves small numbers to square
+    middle = values.mean((1, 2))
+    difference = np.where(finite[a] & finite[b], middle[a] - middle[b], np.nan)
+    half = p = np.full(len(a), np.nan)
+    if n >= 3 and sentences >= 2:
+        by_seed, by_sentence = values.mean(2), values.mean(1)
+        rest = values - by_seed[:, :, None] - by_sentence[:, None] + middle[:, None, None]
+        noise = _distances(rest.reshape(members, -1), a, b) / ((n - 1) * (sentences - 1))
+        spread = _distances(by_sentence - middle[:, None], a, b) / (sentences - 1)
+        half, p = _crossed(
+            difference, (by_seed[a] - by_seed[b]).var(1, ddof=1), spread, noise, n, sentences
+        )
+    columns = (difference.tolist(), half.tolist(), p.tolist())
+    return [Comparison(*told, n) for told in zip(*columns, strict=True)]
+
+
+def _distances(rows: Array, a: list[int], b: list[int]) -> Array:
+    """Squared, of the rows a from the rows b of [M, N]."""
+    products = rows @ rows.T
+    squares = np.diagonal(products)
+    return np.maximum(squares[a] + squares[b] - 2 * products[a, b], 0)
+
+
+def _crossed(
+    middle: Array, of_seeds: Any, of_sentences: Any, noise: Any, n: int, sentences: int
+) -> tuple[Array, Array]:
+    """Half intervals and p values [M] of the means of crossed differences, from the variances of
+    their seeds' means and of their sentences', and the mean square of the rest."""
+    of_seeds = np.broadcast_to(of_seeds / n, middle.shape)
+    of_sentences = np.maximum(of_sentences - noise / n, 0.0) / sentences
+    total, freedom = of_seeds + of_sentences, np.array([n - 1, sentences - 1])
+
+    def width(p: Any) -> Array:
+        return -stdtrit(freedom[0], p / 2) * of_seeds - stdtrit(freedom[1], p / 2) * of_sentences
+
+    with np.errstate(all="ignore"):  # of what is not known, does not vary, or lies too far out
+        half = np.where(total > 0, width(0.05) / np.sqrt(total), 0.0)
+        # p is the level at which the interval ends at zero, and between those of either part alone
+        t = abs(middle) / np.sqrt(total)
+        low, high = np.log(np.maximum(2 * stdtr(np.sort(freedom)[::-1, None], -t), 1e-300))
+        span = high - low
+        for _ in range(40):
+            span = span / 2
+            low = low + span * (width(np.exp(low + span)) > abs(middle) * np.sqrt(total))
+        p = np.where(total > 0, np.exp(low + span), middle == 0)
+    unknown = np.isnan(middle)
+    return np.where(unknown, np.nan, half), np.where(unknown, np.nan, p)
 
 
 def pays(ours: Any, lm: Any) -> Literal["pays", "free", "costs"] | None:
@@ -197,25 +267,34 @@ def holm(p: ArrayLike) -> Array:
 def tie_groups(
     names: Sequence[str], means: Sequence[float], separable: Callable[[str, str], bool] | ArrayLike
 ) -> list[tuple[str, ...]]:
-    """The largest groups in which no two are separable, best first: two names share a group just
-    where they cannot be told apart (compact letter display by insert and absorb, Piepho 2004).
+    """Groups in which no two are separable, best first: two names share a group just where they
+    cannot be told apart (compact letter display, Piepho 2004).
+
+    There may be more largest groups than anyone can read, so each is built to hold as many pairs
+    as possible that no earlier one does, until every pair is in one (Gramm et al. 2007).
 
     separable: of two names, the better first, or [M, M] booleans, of which either of a pair will
     do. A name whose mean is NaN is in no group.
     """
     order = [int(i) for i in np.argsort(means, kind="stable") if not math.isnan(means[i])]
+    tied = np.ones((len(order), len(order)), dtype=bool)
     if callable(separable):
-        ranks = combinations(range(len(order)), 2)
-        apart = [(a, b) for a, b in ranks if separable(names[order[a]], names[order[b]])]
+        for a, b in combinations(range(len(order)), 2):
+            tied[a, b] = tied[b, a] = not separable(names[order[a]], names[order[b]])
     else:
         matrix = np.asarray(separable, dtype=bool)[np.ix_(order, order)]
-        apart = np.argwhere(np.triu(matrix | matrix.T, 1)).tolist()
-    groups = {frozenset(range(len(order)))} if order else set()
-    for a, b in apart:
-        halves = [[g - {a}, g - {b}] if {a, b} <= g else [g] for g in groups]
-        inserted = {group for both in halves for group in both}
-        groups = {g for g in inserted if not any(g < other for other in inserted)}
-    return [tuple(names[order[i]] for i in group) for group in sorted(map(sorted, groups))]
+        tied = ~(matrix | matrix.T)
+    np.fill_diagonal(tied, False)
+    groups, wanting = [[i] for i in range(len(order)) if not tied[i].any()], tied.copy()
+    for first in range(len(order)):
+        while wanting[first].any():
+            group, fits, gains = [first], tied[first], wanting[first].astype(int)
+            while fits.any():
+                group.append(int(np.argmax(np.where(fits, gains, -1))))
+                fits, gains = fits & tied[group[-1]], gains + wanting[group[-1]]
+            wanting[np.ix_(group, group)] = False
+            groups.append(sorted(group))
+    return [tuple(names[order[i]] for i in group) for group in sorted(groups)]
 
 
 def winner(groups: Sequence[tuple[str, ...]]) -> str | None:
@@ -297,48 +376,53 @@ def at_rate(rates: Sequence[float], nlls: Sequence[float], wanted: float) -> flo
 # -- across data sets ------------------------------------------------------------------------------
 
 
-def interquartile_mean(scores: Scores) -> float:
+def interquartile_mean(scores: Scores) -> Any:
     """The mean of all data sets' scores without the lowest and the highest quarter, rounded down
-    (Agarwal et al. 2021). Data sets count by their seeds: hand in as many of each."""
-    values = np.sort(np.concatenate([[], *map(np.ravel, scores)]))
-    cut = len(values) // 4
-    return math.nan if np.isnan(values).any() else mean(values[cut : len(values) - cut].tolist())
+    (Agarwal et al. 2021). Data sets count by their seeds: hand in as many of each. Of draws,
+    [..., S_d], it is that of each."""
+    if not len(scores):
+        return math.nan
+    values = np.sort(np.concatenate([*scores], -1), -1)
+    size = values.shape[-1]
+    kept = values[..., size // 4 : size - size // 4].mean(-1)
+    return np.where(np.isnan(values).any(-1), np.nan, kept)[()]
 
 
 def stratified_bootstrap(
     scores: Scores,
-    statistic: Callable[[list[Array]], float],
+    statistic: Callable[[list[Array]], Any],
     draws: int = 2_000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """The 95 % percentile interval of a statistic of the scores when each data set's seeds are
     drawn anew with replacement (Agarwal et al. 2021); somewhat narrow with few seeds.
 
-    Of two methods: `stratified_bootstrap([*x, *y], lambda both: f(both[:D], both[D:]))`. Raises
-    ValueError for a data set without seeds.
+    statistic: of each data set's draws [draws, S_d], all at once, to [draws]. Of two methods:
+    `stratified_bootstrap([*x, *y], lambda both: f(both[:D], both[D:]))`. Raises ValueError for a
+    data set without seeds.
     """
     groups = [np.asarray(group, dtype=float) for group in scores]
     if not all(map(len, groups)):
         raise ValueError("a data set without seeds cannot be drawn from")
     rng = np.random.default_rng(seed)
-    values = [
-        statistic([group[rng.integers(len(group), size=len(group))] for group in groups])
-        for _ in range(draws)
-    ]
+    drawn = [group[rng.integers(len(group), size=(draws, len(group)))] for group in groups]
     # the draws' own values: nothing is between a number and infinity
-    low, high = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
+    low, high = np.quantile(statistic(drawn), [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)
 
 
-def probability_of_improvement(x: Scores, y: Scores) -> float:
+def probability_of_improvement(x: Scores, y: Scores) -> Any:
     """The chance that a seed of x is better than one of y, ties half, the mean over data sets
-    (Agarwal et al. 2021). Raises ValueError unless both have as many data sets."""
+    (Agarwal et al. 2021). Of draws, [..., S_d], it is that of each. Raises ValueError unless both
+    have as many data sets."""
     chances = []
     for ours, theirs in zip(x, y, strict=True):
-        less = np.less.outer(ours, theirs) + np.equal.outer(ours, theirs) / 2
-        unknown = np.isnan(ours).any() or np.isnan(theirs).any()
-        chances.append(math.nan if unknown else float(less.mean()))
-    return mean(chances)
+        ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+        unknown = np.isnan(ours).any(-1) | np.isnan(theirs).any(-1)
+        ours, theirs = ours[..., :, None], theirs[..., None, :]
+        less = (ours < theirs).mean((-2, -1)) + (ours == theirs).mean((-2, -1)) / 2
+        chances.append(np.where(unknown, np.nan, less))
+    return np.mean(chances, axis=0)[()]
 
 
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> Array:

@@ -1,18 +1,27 @@
-"""What is written beside the results: results.parquet, RESULTS.md, table.tex.
+"""The leaderboard as text, RESULTS.md and table.tex, and as one table of measurements.
 
 The same records give the same bytes.
 """
 
 import math
-import os
-import uuid
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 
 import pandas as pd
 
-from leaderboard.board import MEASURES, PLAIN, Board, Row, boards
-from leaderboard.load import load_curves
+from leaderboard.board import (
+    LANGUAGE_MODEL,
+    MEASURES,
+    PLAIN,
+    RATES,
+    THRESHOLDS,
+    Board,
+    Overall,
+    Row,
+    overall,
+)
+from leaderboard.load import DAMAGED, DUPLICATE, load_curves
 
 UNKNOWN = "-"
 SHOWN = ("nll", "neg_elbo", "kl", "rec", "mi", "ppl", "i_read", "z_gain", "nll_gap", "elbo_gap")
@@ -26,43 +35,75 @@ Test split; costs in nats a sentence, means over the finished seeds, ± half of 
 and sentences, Holm over all pairs; never across kinds of latents, never where more than 10 % of the
 sentences have importance weights that cannot be trusted, nor where doubling the samples moves NLL
 by more than the difference); bold is told apart from all. **- vae**: NLL less the plain VAE's,
-paired by seed; p adjusted for all rows (Holm). **placebo**: NLL less that of the same method whose
-encoder reads another sentence. **pays**: NLL by sentence against the language model, `lm`.
-**collapsed**: seeds with KL below 0.05. MI cannot exceed the logarithm of the sentences in its
-mixture; never compare it across estimators.
+paired by seed; p adjusted for all rows (Holm), bold where the row is better, in brackets where it
+is significant and those same conditions do not let it count. **placebo**: NLL less that of the same
+method whose encoder reads another sentence. **pays**: NLL by sentence against the language model,
+`lm`, again under those conditions; below the table, why there is no word. **collapsed**: seeds
+with KL below 0.05. MI cannot exceed the logarithm of the sentences in its mixture; never compare it
+across estimators.
+"""
+BY_METHOD = """\
+Of each method the variant with the least validation NLL on some seeds, with its test NLL on the
+others; never compare a method of which many variants were tried with one of few without the curve:
+the best mean validation NLL that a search of 1, 2, ... of the variants is expected to find. A run
+that diverged is infinitely bad.
+"""
+AT_RATES = """\
+NLL at a rate (KL) in nats, between the two nearest variants of each method; nothing is told beyond
+them.
+"""
+AT_COST = """\
+The best validation NLL so far when all rows have spent the same: the most that every one has.
+"""
+ACROSS = """\
+The variants that have been run on all of: {}.
+
+Score: NLL less the plain VAE's of the same seed, in nats a token, below zero is better; a run that
+diverged is infinitely bad. **mean**: interquartile, of all runs, with the 95 % interval of a
+bootstrap of each data set's seeds, too narrow where they are few. **better than**: the chance that
+a run is, with its interval; than the `vae` of the same seed, than any `lm`. **carried**: on how
+many data sets the estimates carry the difference from `vae`. **≤**: the share of runs with no
+higher score. **missing**: seeds that others were run with.
 """
 
 
-def write(cells: pd.DataFrame, out: Path) -> list[Path]:
-    """All of it, each file all at once; returns their paths."""
-    found = boards(cells)
-    texts = {"RESULTS.md": markdown(cells, found), "table.tex": tex(found)}
-    out.mkdir(parents=True, exist_ok=True)
-    tidy = measurements(cells)
-    paths = [_replace(out / "results.parquet", lambda path: tidy.to_parquet(path, index=False))]
-    for name, text in texts.items():
-        paths.append(_replace(out / name, lambda path, text=text: path.write_text(text)))
-    return paths
+@dataclass(frozen=True)
+class View:
+    """A further table: plain text, of a board or of all of them."""
+
+    title: str
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    after: tuple[str, ...] = ()
+    """What stands below it, a line each."""
 
 
 def measurements(cells: pd.DataFrame) -> pd.DataFrame:
     """Every measurement of every run that counts, a row each; the columns UNIQUE name it. Of a
     measurement that was repeated, as after a stop, the last holds."""
-    return load_curves(cells).drop_duplicates(UNIQUE, keep="last", ignore_index=True)
+    counted = ~cells["status"].isin([DAMAGED, DUPLICATE])
+    return load_curves(pd.DataFrame(cells[counted])).drop_duplicates(
+        UNIQUE, keep="last", ignore_index=True
+    )
 
 
 # Markdown ----------------------------------------------------------------------------------------
 
 
 def markdown(cells: pd.DataFrame, found: Sequence[Board]) -> str:
-    """RESULTS.md: a table a data set, then what did not finish."""
+    """RESULTS.md: of each data set a table, other views of it and what did not finish; then what
+    all data sets say together."""
     n, done = len(cells), list(cells["status"]).count("done")
     parts = ["# Results\n", f"{done} of {n} runs are done.{_commits(cells)}\n", LEGEND]
     for board in found:
         parts.append(f"## {_plain(board.dataset)}\n")
-        parts.append(_table(board))
+        parts += [_table(board), *_untold(board)]
+        parts += [part for view in views(board) for part in _view(view, "###")]
         if pending := _pending(board):
             parts.append("Not in the means:\n\n" + "".join(f"- {line}\n" for line in pending))
+    if together := overall(found):
+        parts += _view(across(together), "##")
     return "\n".join(parts)
 
 
@@ -80,7 +121,7 @@ def _table(board: Board) -> str:
     shown = columns(board)
     head = ["variant", "n", *(MEASURES[name] for name in shown), "AU"]
     head += ["ties", f"- {PLAIN}", "p", "placebo", "pays", "collapsed", "verdict", "s"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in board.rows:
         name = f"**{_plain(row.name)}**" if row.best else _plain(row.name)
         count = (
@@ -93,14 +134,121 @@ def _table(board: Board) -> str:
             [
                 *(name, count, *(number(*row.means[measure]) for measure in shown)),
                 *(_units(row), row.groups or UNKNOWN),
-                *(_difference(row.versus_plain), number(row.p, digits=3)),
+                *(_difference(row.versus_plain), _p(row)),
                 *(_difference(row.versus_placebo), row.pays or UNKNOWN),
                 f"{k}/{n} ({low:.2f}-{high:.2f})" if n else UNKNOWN,
                 ", ".join(f"{c} {v}" if len(row.verdicts) > 1 else v for v, c in _sorted(row)),
                 number(row.means["seconds"][0], digits=0),
             ]
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _lines(head, lines)
+
+
+def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    every = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in every)
+
+
+def _p(row: Row) -> str:
+    text = number(row.p, digits=3)
+    if row.won:
+        return f"**{text}**"
+    return f"({text})" if row.won is None and row.p < 0.05 else text
+
+
+def untold(board: Board) -> list[str]:
+    """Why rows are not said to pay, or not to: a reason, and the rows."""
+    reasons: dict[str, list[str]] = {}
+    for row in board.rows:
+        if row.why_not:
+            reasons.setdefault(row.why_not, []).append(row.name)
+    return [f"{why}: {', '.join(names)}" for why, names in reasons.items()]
+
+
+def _untold(board: Board) -> Iterable[str]:
+    if reasons := untold(board):
+        yield "Whether these pay cannot be told:\n\n" + _items(reasons)
+
+
+def _items(lines: Iterable[str]) -> str:
+    return "".join(f"- {_plain(line)}\n" for line in lines)
+
+
+def _view(view: View, level: str) -> Iterable[str]:
+    yield f"{level} {view.title}\n"
+    yield view.caption
+    yield _lines(view.head, [list(map(_plain, row)) for row in view.rows])
+    if view.after:
+        yield _items(view.after)
+
+
+def views(board: Board) -> list[View]:
+    """A board's further tables, as far as there is something to say."""
+    found = []
+    if any(each.tried > 1 for each in board.methods):
+        found.append(_by_method(board))
+    if board.at_rates:
+        head = ["method", *(f"{rate:g} nats" for rate in RATES)]
+        lines = [[method, *map(number, nlls.values())] for method, nlls in board.at_rates.items()]
+        found.append(View("At equal rate", AT_RATES, head, lines))
+    if board.equal:
+        found.append(_at_cost(board))
+    return found
+
+
+def _by_method(board: Board) -> View:
+    head = ["method", "tried", "chosen", "on seeds", "reported on", "NLL", "best of 1, 2, ..."]
+    lines = []
+    for each in board.methods:
+        curve = ", ".join(map(number, each.curve)) if each.tried > 1 else UNKNOWN
+        seeds = [" ".join(map(str, some)) or UNKNOWN for some in (each.chosen_on, each.seeds)]
+        line = [each.method, str(each.tried), each.name or UNKNOWN, *seeds, number(*each.nll)]
+        lines.append([*line, curve, each.note])
+    return View("By method", BY_METHOD, [*head, "note"], lines)
+
+
+def _at_cost(board: Board) -> View:
+    """The rows in order of their NLL, once for each kind of cost."""
+    units = {"seconds": "{:,.1f} s", "backwards": "{:,.0f} backwards"}
+    head, columns = [], []
+    for name, view in board.equal.items():
+        head += [f"after {units[name].format(view.cost)}", "NLL"]
+        columns += [list(view.nll), [number(*nll) for nll in view.nll.values()]]
+    lines = [list(line) for line in zip_longest(*columns, fillvalue="")]
+    return View("At equal cost", AT_COST, head, lines)
+
+
+def across(together: Overall) -> View:
+    """All data sets together."""
+    head = ["variant", "runs", "diverged", "mean", f"better than {PLAIN}"]
+    head += [f"better than {LANGUAGE_MODEL}", "carried", *(f"≤ {t:g}" for t in THRESHOLDS)]
+    lines = []
+    for row in together.rows:
+        missing = [f"{d} {' '.join(map(str, seeds))}" for d, seeds in row.missing.items()]
+        lines.append(
+            [
+                *(row.name, str(row.runs), str(row.diverged)),
+                _with_interval(row.mean, *row.interval, digits=3),
+                *(_with_interval(*row.over_plain), _with_interval(*row.over_model)),
+                f"{row.carried}/{len(together.datasets)}",
+                *map(number, row.profile),
+                "; ".join(missing) or UNKNOWN,
+            ]
+        )
+    lacking = [f"{name}: {', '.join(where)}" for name, where in together.left_out.items()]
+    return View(
+        "Across data sets",
+        ACROSS.format(", ".join(together.datasets)),
+        [*head, "missing"],
+        lines,
+        tuple(f"left out for want of runs: {line}" for line in lacking),
+    )
+
+
+def _with_interval(value: float, low: float, high: float, digits: int = 2) -> str:
+    text = number(value, digits=digits)
+    ends = [number(end, digits=digits) for end in (low, high)]
+    return text if math.isnan(low) else f"{text} ({' to '.join(ends)})"
 
 
 def _sorted(row: Row) -> list[tuple[str, int]]:
@@ -167,16 +315,3 @@ def tex(found: Sequence[Board]) -> str:
         lines += [r"\bottomrule", r"\end{tabular}", ""]
         parts.append("\n".join(lines))
     return "\n".join(parts)
-
-
-# Files -------------------------------------------------------------------------------------------
-
-
-def _replace(path: Path, fill: Callable[[Path], object]) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        fill(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -28,8 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     places = [word for word in arguments if word.startswith("results_dir=")]
     results = Path(places[-1].removeprefix("results_dir=") if places else "results").absolute()
     try:
-        chosen = choose(look(results), [word for word in arguments if word not in places])
-        refused = cancel(results, chosen)
+        names = [word for word in arguments if word not in places]
+        chosen = choose(look(results), names)
+        refused = cancel(results, chosen, everything="all" in names)
     except UserError as error:
         sys.stderr.write(compose.sentence(error) + "\n")
         return 1
@@ -53,15 +54,17 @@ def choose(standings: Sequence[Standing], names: Sequence[str]) -> list[Standing
     return list(chosen.values())
 
 
-def cancel(results: Path, standings: Sequence[Standing]) -> str | None:
-    """Write the will down, then tell the scheduler, of jobs none of whose cells is still wanted;
-    returns what it says against it. A job is known by its name: numbers are given out again. The
-    local runner, and jobs with other cells, read the ledger."""
+def cancel(results: Path, standings: Sequence[Standing], *, everything: bool = False) -> str | None:
+    """Write the will down, then tell the scheduler, of jobs none of whose cells is still wanted
+    and, with `everything`, of those that build the leaderboard; returns what it says against it. A
+    job is known by its name: numbers are given out again. The local runner, and jobs with other
+    cells, read the ledger."""
     cells = {standing.cell for standing in standings}
-    if not cells:
+    if not cells and not everything:
         return None
     ledger = Ledger(results)
-    ledger.cancelled(sorted(cells))
+    if cells:
+        ledger.cancelled(sorted(cells))
     attempts, histories = ledger.read()
     answer = queue.ask()
     if answer is None:
@@ -74,7 +77,8 @@ def cancel(results: Path, standings: Sequence[Standing]) -> str | None:
         for i, members in enumerate(attempt.jobs):
             entry = answer.entries.get(attempt.element(i) or "")
             wanted = [c for c in members if states.get(c) in OPEN and not histories[c].cancelled]
-            if entry and entry.name == attempt.token and not wanted and cells & {*members}:
+            meant = cells & {*members} if members else everything
+            if entry and entry.name == attempt.token and not wanted and meant:
                 jobs.append(entry.job)
     return queue.cancel(jobs) if jobs else None
 

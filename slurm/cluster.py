@@ -65,6 +65,8 @@ class Cluster(Resources):
     """Shell lines that a job runs first."""
     snapshot: bool = False
     """Whether the jobs run a copy of the code, made at submission."""
+    leaderboard: bool = False
+    """Whether the leaderboard is built when all of them have ended."""
 
     def resources(self, method: str, dataset: str) -> Resources:
         """What a cell of these configs needs."""

@@ -1,10 +1,11 @@
 """What a grid will cost, before it runs; imports no torch.
 
 A rough model of a cell, operations = 6 x weights x tokens read in training, whose constant is taken
-from the cells of these results that are done, and guessed where there is none.
+from the cells of these results that are done: of the same method, else of any; else it is guessed.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,23 +26,32 @@ def estimate(results: Path, cells: Sequence[tuple[Cell, DictConfig]]) -> Iterato
     """Lines that say how long and how large."""
     if not cells:
         return
-    speeds = []
+    speeds: dict[str, list[float]] = defaultdict(list)
     for directory, known in record.scan(results):
         seconds = known["cost"].get("train_seconds")
         stored = directory.path / "config.yaml"
         if known["status"] == "done" and seconds and stored.is_file():
             config = OmegaConf.load(stored)
             assert isinstance(config, DictConfig)
-            speeds.append(operations(config)[0] / seconds)
-    rate = statistics.median(speeds) if speeds else RATE
+            config.setdefault("data_dir", cells[0][1].data_dir)  # a published one names no folders
+            speeds[known["cell"]["method"]].append(operations(config)[0] / seconds)
+    found = [speed for method in speeds.values() for speed in method]
+    rates = {cell.method: speeds.get(cell.method, found) or [RATE] for cell, _ in cells}
     known = {id(config): operations(config) for config in {id(c): c for _, c in cells}.values()}
     costs = [known[id(config)] for _, config in cells]
-    hours = SHARE * sum(work for work, _, _ in costs) / rate / 3600
+    hours = (
+        SHARE
+        / 3600
+        * sum(
+            cost[0] / statistics.median(rates[cell.method])
+            for (cell, _), cost in zip(cells, costs, strict=True)
+        )
+    )
     gigabytes = sum(weights for _, weights, _ in costs) * 4 / 2**30
     guessed = sorted(
         {cell.dataset for (cell, _), cost in zip(cells, costs, strict=True) if cost[2]}
     )
-    ground = f"from {len(speeds)} finished cells" if speeds else "a guess: none has finished yet"
+    ground = f"from {len(found)} finished cells" if found else "a guess: none has finished yet"
     yield f"about {hours:.3g} hours in all on one core ({ground}; methods differ by tens)"
     yield (
         f"about {gigabytes:.2g} GB of weights when done, "
@@ -57,7 +67,8 @@ def operations(config: DictConfig) -> tuple[float, float, bool]:
     about = _about(Path(config.data_dir), dataset.name)
     sentences = about.get("sentences") or dataset.sentences.get("train") or UNKNOWN["sentences"]
     words = about.get("words") or (dataset.generator or {}).get("length") or UNKNOWN["words"]
-    vocabulary = about.get("vocabulary") or dataset.vocabulary or UNKNOWN["vocabulary"]
+    generated = (dataset.generator or {}).get("words")
+    vocabulary = about.get("vocabulary") or dataset.vocabulary or generated or UNKNOWN["vocabulary"]
     embedding = min(model.embedding, budget.max_embedding or model.embedding)
     hidden = min(model.hidden, budget.max_hidden or model.hidden)
     recurrent = 2 * 4 * hidden * (embedding + hidden)

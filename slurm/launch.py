@@ -16,7 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from benchmark import record
-from benchmark.compose import CONFIGS, UserError
+from benchmark.compose import UserError
 from benchmark.lease import Lease
 from benchmark.run import stop_signals
 from slurm import queue
@@ -24,10 +24,11 @@ from slurm.cluster import Cluster, Executor, Resources
 from slurm.grid import progress
 from slurm.job import SIGNALS, Job, one_by_one
 from slurm.ledger import Attempt, Ledger, now
+from slurm.page import ROOT, Page, environment
 
 log = logging.getLogger(__name__)
 
-ROOT = CONFIGS.parent
+PLACE = ("partition", "account", "qos", "constraint")
 TRANSIENT = (
     *("unable to contact", "timed out", "connection refused", "connection reset"),
     *(
@@ -54,13 +55,21 @@ class Refused(UserError):
     """The scheduler does not take these jobs, however often it is asked."""
 
 
-def launch(results: Path, cells: Sequence[str], cluster: Cluster, *, repair: bool = False) -> None:
-    """Submit cells whose folders are laid down; to be called while `submitting`. repair: they were
-    submitted before, and lost. Raises Refused, and UserError where the scheduler is away."""
-    if not cells:
+def launch(
+    results: Path,
+    cells: Sequence[str],
+    cluster: Cluster,
+    *,
+    repair: bool = False,
+    after: Sequence[str] = (),
+) -> None:
+    """Submit cells whose folders are laid down, and what builds the leaderboard at their end; to be
+    called while `submitting`. repair: they were submitted before, and lost. after: other jobs for
+    whose end the leaderboard waits. Raises Refused, and UserError where the scheduler is away."""
+    if not cells and not cluster.leaderboard:
         return
-    if cluster.executor is Executor.local:
-        _note(results, [[cell] for cell in cells], cluster, repair)
+    if cluster.executor is Executor.local:  # whose runner reads the ledger
+        _note(results, [[cell] for cell in cells] or [[]], cluster, repair)
         start_pool(results)
     elif cluster.executor is Executor.inline:
         _note(results, [list(cells)], cluster, repair)
@@ -74,15 +83,19 @@ def launch(results: Path, cells: Sequence[str], cluster: Cluster, *, repair: boo
             raise Refused(
                 f"SLURM reads % and \\ in {results} otherwise; choose another results_dir."
             )
-        code = _snapshot(results) if cluster.snapshot else ROOT
-        for resources, jobs in _arrays(results, cells, cluster):
+        code = _snapshot(results) if cluster.snapshot and cells else ROOT
+        arrays = [
             _submit(results, jobs, resources, cluster, code, repair)
+            for resources, jobs in _arrays(results, cells, cluster)
+        ]
+        if cluster.leaderboard:
+            _submit_page(results, cluster, [*after, *arrays])
 
 
 def _note(results: Path, jobs: list[list[str]], cluster: Cluster, repair: bool) -> Attempt:
     """Write down what is about to be submitted."""
     attempt = Attempt(
-        token=f"cell-{uuid.uuid4().hex[:12]}",
+        token=f"{'cell' if any(jobs) else 'leaderboard'}-{uuid.uuid4().hex[:12]}",
         cluster=cluster.plain(),
         jobs=jobs,
         progress={cell: progress(results / cell) for job in jobs for cell in job},
@@ -112,18 +125,33 @@ def _arrays(
             yield resources, jobs[start : start + most]
 
 
+def _submit_page(results: Path, cluster: Cluster, arrays: Sequence[str]) -> None:
+    """The job that builds the leaderboard when these have ended, however they did. In the ledger
+    it is an attempt without cells. Where it is refused the cells run all the same."""
+    place = {name: getattr(cluster, name) for name in PLACE}
+    resources = Resources(time=60, cpus=1, memory="2G", **place)
+    try:
+        after = f"afterany:{':'.join(arrays)}" if arrays else None
+        _submit(results, [[]], resources, cluster, ROOT, dependency=after)
+    except UserError as error:
+        log.warning("no job will build the leaderboard: %s", error)
+
+
 def _submit(
     results: Path,
     jobs: list[list[str]],
     resources: Resources,
     cluster: Cluster,
     code: Path,
-    repair: bool,
-) -> None:
-    """One array, written down before and after; asked again while the controller is away."""
+    repair: bool = False,
+    dependency: str | None = None,
+) -> str:
+    """One array, written down before and after; asked again while the controller is away. Returns
+    its number. jobs: the cells of each; one without cells builds the leaderboard."""
+    work = [Job(results, cells, cluster.pack) if cells else Page(results) for cells in jobs]
     attempt, ledger = _note(results, jobs, cluster, repair), Ledger(results)
     try:
-        executor = _executor(results, attempt.token, resources, cluster, code)
+        executor = _executor(results, attempt.token, resources, cluster, code, dependency)
     except RuntimeError as error:
         ledger.refused(attempt.token, str(error))
         raise Refused(
@@ -134,7 +162,7 @@ def _submit(
         try:
             # submitit prints what sbatch says against it, which is told below
             with redirect_stderr(StringIO()), _outside_any_job(), executor.batch():
-                made = [executor.submit(Job(results, cells, cluster.pack)) for cells in jobs]
+                made = [executor.submit(job) for job in work]
         except FailedJobError as error:
             said = " ".join(str(error).split())
             away = any(words in said.lower() for words in TRANSIENT)
@@ -148,8 +176,9 @@ def _submit(
             wait = min(2 * wait, 60.0)
             _forget(attempt.token, deadline)
         else:
-            ledger.submitted(attempt.token, made[0].job_id.partition("_")[0])
-            return
+            number = made[0].job_id.partition("_")[0]
+            ledger.submitted(attempt.token, number)
+            return number
 
 
 def _forget(token: str, deadline: float) -> None:
@@ -186,19 +215,24 @@ def _reason(said: str) -> str:
 
 
 def _executor(
-    results: Path, token: str, resources: Resources, cluster: Cluster, code: Path
+    results: Path,
+    token: str,
+    resources: Resources,
+    cluster: Cluster,
+    code: Path,
+    dependency: str | None,
 ) -> submitit.AutoExecutor:
     executor = submitit.AutoExecutor(
         folder=results / ".slurm" / "jobs" / "%A", cluster="slurm", slurm_max_num_timeout=10**6
     )
     unit = {"M": 1024, "G": 1}[resources.memory[-1]]
     wishes = {
-        f"slurm_{name}": value
-        for name in ("partition", "account", "qos", "constraint")
-        if (value := getattr(resources, name)) is not None
+        f"slurm_{name}": value for name in PLACE if (value := getattr(resources, name)) is not None
     }
     if resources.gpus:
         wishes["gpus_per_node"] = resources.gpus
+    if dependency is not None:
+        wishes["slurm_dependency"] = dependency
     executor.update_parameters(
         name=token,
         timeout_min=resources.time,
@@ -234,12 +268,11 @@ def start_pool(results: Path) -> None:
     """Start the local runner, detached; harmless where it is at work already."""
     folder = results / ".slurm" / "pool"
     folder.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", "slurm.pool", str(results)],
-        os.environ | {"PYTHONPATH": path},
+        environment(),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, folder / "log.txt", write, 0o666),

@@ -1,11 +1,14 @@
-"""The local runner: `python -m slurm.pool RESULTS`, which slurm.submit cluster=local starts.
+"""The local runner: `python -m slurm.pool RESULTS`, which slurm.submit cluster=local starts, and
+`python -m slurm.pool --stop RESULTS`, which has its cells save and ends it.
 
 Keeps at most cluster.parallel cells alive, each a process with one thread, until no cell that was
-submitted to it is left. TERM has the cells save and ends it; slurm.status --repair starts it again.
+submitted to it is left; then it builds the leaderboard, if it was asked for. What was stopped goes
+on with slurm.status --repair, or with the same submission.
 """
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +24,7 @@ from slurm.cluster import Cluster, Executor, restore
 from slurm.grid import progress
 from slurm.job import SIGNALS, start
 from slurm.ledger import Ledger, Progress
+from slurm.page import build
 from slurm.runner import give_up
 
 log = logging.getLogger(__name__)
@@ -37,8 +41,9 @@ class Pool:
         self.alive: dict[str, subprocess.Popen] = {}
         self.began: dict[str, Progress] = {}
         self.fruitless: Counter[str] = Counter()
-        self.size = -1  # of the ledger when it was read
+        self.size = self.built = -1  # of the ledger when it was read, and for which there is a page
         self.cells: list[str] = []  # that were submitted to this runner, in order
+        self.leaderboard = False
         self.cluster = Cluster()
 
     def plan(self) -> None:
@@ -50,6 +55,7 @@ class Pool:
         mine = [a for a in attempts.values() if a.cluster["executor"] == Executor.local.value]
         tokens = {attempt.token for attempt in mine}
         self.size, self.cluster = size, restore(mine[-1].cluster) if mine else Cluster()
+        self.leaderboard = any(attempt.cluster.get("leaderboard") for attempt in mine)
         self.cells = [
             cell
             for cell, history in histories.items()
@@ -70,7 +76,11 @@ class Pool:
             for cell in set(self.alive) - set(self.cells):
                 self.alive[cell].terminate()  # cancelled
             if not self.alive:
-                return
+                if self.built == self.size or not self.leaderboard:
+                    return
+                self.built = self.size
+                build(self.results)  # and look once more: cells may have been submitted meanwhile
+                continue
             time.sleep(TICK)
         for process in self.alive.values():
             process.terminate()
@@ -101,6 +111,13 @@ class Pool:
                     give_up(self.results / cell, f"{n} runs in a row ended without a step")
 
 
+def stop(results: Path) -> None:
+    """Tell the runner at work on these results, if there is one."""
+    folder = results / ".slurm" / "pool"
+    if record.held(folder):
+        os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+
+
 def main(results: Path) -> int:
     """The command."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
@@ -120,4 +137,6 @@ def main(results: Path) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--stop":
+        sys.exit(stop(Path(sys.argv[2])))
     sys.exit(main(Path(sys.argv[1])))

@@ -1,8 +1,8 @@
 """Where the grid stands: `python -m slurm.status [results] [--watch] [--repair] [--json]`.
 
-A table of variants and data sets, with what is running and how long it will take, and the failed
-cells by reason with their logs. --repair resubmits what is lost, once; --watch shows the table
-again every 10 s; --json is for programs. Imports no torch.
+A table of variants and data sets, with what is running and how long it will take, the failed cells
+by reason with their logs, and where the leaderboard is. --repair resubmits what is lost, once;
+--watch shows the table again every 10 s; --json is for programs. Imports no torch.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 from benchmark import compose, record
 from benchmark.compose import UserError
 from slurm.grid import Standing, look, progress
+from slurm.page import told
 from slurm.runner import repair, tally
 
 ORDER = (
@@ -133,6 +134,8 @@ def show(results: Path, standings: Sequence[Standing]) -> None:
         if len(members) > 5:
             console.print(f"    and {len(members) - 5} more")
     console.print(tally(standings))
+    if line := told(results):
+        console.print(escape(line), soft_wrap=True)
 
 
 def plain(results: Path, standings: Sequence[Standing]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Words are those of benchmark.run, with lists, range(a,b), glob(*) and method=all
   cluster=slurm|local|inline   job arrays, a detached runner on this machine, or here and now
   cluster.KEY=VALUE            a setting of configs/cluster/NAME.yaml, as cluster.partition=gpu
   only=missing|failed|stale|cancelled|all   which; missing: neither at an end nor in a job
+  leaderboard=true             build the leaderboard when these cells have come to their end
   --dry-run                    say what would run, and roughly how long; submit nothing
   --wait                       stay, resubmit what is lost, until every cell is at its end
 The configuration of every cell is stored in its folder: later edits of configs/ change nothing.
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,9 +26,11 @@ from benchmark.data.errors import DataError
 from benchmark.grid import Cell
 from benchmark.run import planned
 from slurm import cluster as clusters
+from slurm import page
 from slurm.cluster import Cluster, Executor
 from slurm.grid import ENDS, Standing, look
 from slurm.launch import launch, submitting
+from slurm.runner import OPEN, wait
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ def order(arguments: Sequence[str]) -> Order:
     if unknown := set(flags) - {"--dry-run", "--wait"}:
         raise UserError(f"there is no flag {min(unknown)}; Choices: --dry-run, --wait, --help.")
     words = [word for word in arguments if not word.startswith("-")]
+    words = [f"cluster.{word}" if word.startswith("leaderboard=") else word for word in words]
     about = [word for word in words if word.partition("=")[0].partition(".")[0] == "cluster"]
     chosen = [word for word in words if word.startswith("only=")]
     only = chosen[-1].removeprefix("only=") if chosen else "missing"
@@ -180,6 +184,8 @@ def submit(asked: Order) -> int:
     cells = plan(asked.words)
     rehearse(cells)
     results = Path(cells[0][1].results_dir)
+    inline = asked.cluster.executor is Executor.inline
+    stays = asked.wait or inline
     if asked.dry_run:
         return dry_run(results, cells, asked)
     compose.writable("results_dir", str(results))
@@ -193,7 +199,13 @@ def submit(asked: Order) -> int:
         make_ready(results, chosen)
         lay_down(results, cells)  # what was moved away
         renew(results, [pair for pair in cells if pair[0].path("").as_posix() in names])
-        launch(results, [standing.cell for standing in chosen], asked.cluster)
+        others = [s for p, s in standings.items() if p not in names and s.state in OPEN]
+        launch(
+            *(results, [standing.cell for standing in chosen]),
+            # who stays builds the leaderboard
+            replace(asked.cluster, leaderboard=False) if stays else asked.cluster,
+            after=sorted({job.partition("_")[0] for s in others for job in s.jobs[-1:]}),
+        )
     _say(_summary(standings.values(), chosen, asked))
     unknown = [standing.cell for standing in standings.values() if standing.state == "unknown"]
     if unknown and not chosen:
@@ -201,14 +213,15 @@ def submit(asked: Order) -> int:
             f"{len(unknown)} cells may be in jobs of a cluster whose squeue does not answer here; "
             "ask where it does, or slurm.cancel them first."
         )
-    if asked.cluster.executor is Executor.inline:
-        ended = look(results, only=names)
-        return int(any(standing.state != "done" for standing in ended))
-    if asked.wait:
-        from slurm.runner import OPEN, wait
-
-        return wait(results, [p for p in paths if p in names or standings[p].state in OPEN])
-    return 0
+    if not stays:
+        return 0
+    if inline:
+        status = int(any(standing.state != "done" for standing in look(results, only=names)))
+    else:
+        status = wait(results, [p for p in paths if p in names or standings[p].state in OPEN])
+    if asked.cluster.leaderboard and page.build(results):
+        _say(str(page.told(results)))
+    return status
 
 
 def dry_run(results: Path, cells: list[tuple[Cell, DictConfig]], asked: Order) -> int:

@@ -1,6 +1,7 @@
 """What the board says of runs written by hand, and the files it is written to."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -9,9 +10,9 @@ import pandas as pd
 import pytest
 
 from leaderboard.__main__ import main
-from leaderboard.board import Board, boards
+from leaderboard.board import Board, _letter, boards, overall
 from leaderboard.load import load_cells
-from leaderboard.report import UNIQUE, measurements
+from leaderboard.report import UNIQUE, markdown, measurements, tex
 from tests.test_leaderboard import write
 
 N = 200  # sentences
@@ -119,9 +120,12 @@ def test_the_files_tell_all_and_are_the_same_twice(tmp_path: Path, capsys):
     assert len(tidy) == len(measurements(load_cells([tmp_path / "results"]))) > 0
     tex = (out / "table.tex").read_text()
     assert r"\textbf{free} & 5 & 32.04 $\pm$" in tex and tex.count("tabular") == 2
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert main([str(tmp_path / "results"), "--out", str(tmp_path / "again")]) == 0
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (out, tmp_path / "again")
+    )
+    assert first == second and len(first) >= 3
 
 
 def test_check_lists_what_is_not_to_be_trusted(tmp_path: Path, capsys):
@@ -134,3 +138,266 @@ def test_check_lists_what_is_not_to_be_trusted(tmp_path: Path, capsys):
     assert "s1: failed: out of memory" in said and "s2: damaged" in said
     assert "stale: of result version" in said  # written by hand, without one
     assert said.endswith("6 runs checked\n") and not (tmp_path / "leaderboard").exists()
+
+
+# -- the variants of a method ----------------------------------------------------------------------
+
+
+def variant(
+    results: Path,
+    name: str,
+    test: Sequence[float],
+    valid: Sequence[float] | None = None,
+    **measures,
+) -> None:
+    """A cell a seed with these NLLs; infinite is diverged."""
+    identity = f"{crc32(name.encode()):012x}"
+    for seed, nll in enumerate(test):
+        status = "diverged" if nll == math.inf else "done"
+        known = {"nll": nll, "nll_half": nll, "khat_bad": 0.0} if status == "done" else {}
+        write(
+            *(results, name.split()[0], seed, status),
+            reason="not finite" if status == "diverged" else None,
+            variant=name,
+            identity=identity,
+            valid=(valid or test)[seed],
+            **known,
+            **measures,
+        )
+
+
+def test_a_variant_is_chosen_on_some_seeds_and_reported_on_others(tmp_path: Path):
+    # lucky wins validation on seeds 0 to 2, and so is reported, on 3 to 5: (34 + 35 + 36) / 3;
+    # on all seeds it is steady that validation and test would choose
+    variant(tmp_path, "free lucky=1", [30, 30, 30, 34, 35, 36], [30, 30, 30, 36, 36, 36])
+    variant(tmp_path, "free steady=1", [32, 32, 32, 32, 32, 32], [31, 31, 31, 31, 31, 31])
+    variant(tmp_path, "free steady=1 placebo", [1, 1, 1, 1, 1, 1])
+    variant(tmp_path, "vae", [33, 34, 35])
+    plain, free = only(tmp_path).methods
+    assert (free.method, free.name, free.tried) == ("free", "free lucky=1", 2)
+    assert (free.chosen_on, free.seeds, free.note) == ((0, 1, 2), (3, 4, 5), "")
+    assert free.nll == (35.0, pytest.approx(4.302653 / 3**0.5, abs=1e-6))
+    # validation means 33 and 31: one of the two by chance 32, the better of both 31
+    assert free.curve == pytest.approx((32, 31))
+    assert (plain.method, plain.name, plain.tried, plain.chosen_on) == ("vae", "vae", 1, ())
+    assert plain.seeds == (0, 1, 2) and plain.nll[0] == 34 and plain.curve == (34,)
+
+
+def test_a_variant_that_diverged_is_infinitely_bad(tmp_path: Path):
+    variant(tmp_path, "free lucky=1", [math.inf, 30, 30, 30, 30, 30])
+    variant(tmp_path, "free steady=1", [32, 32, 32, 32, 33, math.inf])
+    (free,) = only(tmp_path).methods
+    assert free.name == "free steady=1" and free.nll[0] == math.inf and free.tried == 2
+    assert free.curve == (math.inf, math.inf)
+
+
+def test_methods_are_compared_at_equal_rate(tmp_path: Path):
+    variant(tmp_path, "free kl=1", [40, 42], kl=1.0)
+    variant(tmp_path, "free kl=3", [36, 38], kl=3.0)
+    variant(tmp_path, "free kl=9 placebo", [0, 0], kl=9.0)
+    variant(tmp_path, "word a=1", [50], kl=0.0)
+    variant(tmp_path, "word a=2", [30], kl=8.0)
+    variant(tmp_path, "vae", [50], kl=0.0)
+    found = only(tmp_path).at_rates
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert found == {  # free: 41 at 1 nat and 37 at 3; word: 2.5 nats of NLL for one of rate
+        "free": {0.5: nan, 1.0: 41.0, 2.0: 39.0, 4.0: nan, 8.0: nan},
+        "word": {0.5: 48.75, 1.0: 47.5, 2.0: 45.0, 4.0: 40.0, 8.0: 30.0},
+    }
+
+
+def test_rows_are_compared_at_equal_cost(tmp_path: Path):
+    """The quick method is ahead after 15 s, the most it has spent, and behind after as many
+    backwards: of the three seeds one stops at 14 s, one has its last validation too late."""
+    for seed, end in enumerate((14.0, 15.0, 16.0)):
+        quick = [
+            (5.0, 100, 36.0 + seed),
+            (10.0, 200, 33.0 + seed),
+            (end, 300, 34.0 - 4 * (end > 15)),
+        ]
+        slow = [(10.0, 100, 39.0 + seed), (20.0, 200, 30.0), (30.0, 300, 25.0)]
+        write(tmp_path, "quick", seed, identity="1" * 12, trail=quick)
+        write(tmp_path, "slow", seed, identity="2" * 12, trail=slow)
+    write(tmp_path, "slower", identity="3" * 12, trail=[(20.0, 300, 10.0)])
+    write(tmp_path, "failed", status="failed", identity="4" * 12, trail=[(1.0, 1, 1.0)])
+    cells = load_cells([tmp_path])
+    (board,) = boards(cells, measurements(cells))
+    by_time, by_work = board.equal["seconds"], board.equal["backwards"]
+    assert (by_time.cost, list(by_time.nll)) == (15.0, ["quick", "slow", "slower"])
+    half = 4.302653 / 3**0.5
+    # quick: the best of each, not the last: 33, 34, 35
+    assert by_time.nll["quick"] == (pytest.approx(34.0), pytest.approx(half, abs=1e-6))
+    assert by_time.nll["slow"] == (pytest.approx(40.0), pytest.approx(half, abs=1e-6))
+    assert math.isnan(by_time.nll["slower"][0])  # has not validated by then
+    assert (by_work.cost, list(by_work.nll)) == (300.0, ["slower", "slow", "quick"])
+    assert by_work.nll["slow"][0] == 25.0 and by_work.nll["quick"][0] == pytest.approx(97 / 3)
+    assert boards(cells)[0].equal == {}
+
+
+# -- across data sets ------------------------------------------------------------------------------
+
+
+def test_variants_are_compared_across_data_sets(tmp_path: Path):
+    """Two data sets of 10 and 20 tokens a sentence, three seeds each."""
+    for dataset, tokens in (("long", 20), ("short", 10)):
+
+        def add(method, seed, nll, dataset=dataset, tokens=tokens, **measures):
+            variant_id = f"{crc32((method + dataset).encode()):012x}"
+            known = {"ppl": math.exp(nll / tokens), "nll": nll, "nll_half": nll, "khat_bad": 0.0}
+            status = measures.pop("status", "done")
+            values = known | measures if status == "done" else {}
+            write(tmp_path, method, seed, status, "x", method, variant_id, dataset, **values)
+
+        for seed, gain in enumerate([-1, 2, 4] if dataset == "long" else [1, 2, 3]):
+            add("vae", seed, 30.0 + seed)
+            add("free", seed, 30.0 + seed - gain)
+            add("lm", seed, 30.0 + seed - 2, latent="none", verdict="none")
+        add("free", 3, 1.0)  # no vae of this seed
+        add("unstable", 0, 29.0)
+        add("unstable", 1, math.inf, status="diverged")
+    add("lonely", 0, 1.0)
+    found = overall(boards(load_cells([tmp_path])))
+    assert found and found.datasets == ["long", "short"]
+    assert found.left_out == {"lonely": ["long"]}
+    rows = {row.name: row for row in found.rows}
+    # free: 1/20, -2/20, -4/20, -1/10, -2/10, -3/10: without the lowest and the highest
+    free = rows["free"]
+    assert (free.runs, free.diverged) == (6, 0)
+    assert free.mean == pytest.approx(-(0.2 + 0.2 + 0.1 + 0.1) / 4)
+    low, high = free.interval
+    assert low < free.mean < high and low >= -0.3 and high <= 0.05
+    assert free.over_plain[0] == pytest.approx((2 / 3 + 1) / 2)  # by seed
+    # lm: -0.1 on long, -0.2 on short; of free on long one is better and one ties, on short the same
+    assert free.over_model[0] == pytest.approx((1 / 3 + 1 / 6 + 1 / 3 + 1 / 6) / 2)
+    assert free.profile == pytest.approx((5 / 6, 5 / 6, 5 / 6, 5 / 6, 5 / 6, 5 / 6, 1))
+    assert free.carried == 2 and free.missing == {"long": [3], "short": [3]}
+    bad = rows["unstable"]
+    # 0: -0.05 and -0.1; 1: diverged. Of four the two in the middle: -0.05 and infinity
+    assert (bad.runs, bad.diverged, bad.mean) == (4, 2, math.inf)
+    assert bad.profile == pytest.approx((1 / 4, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2))
+    assert bad.missing == {"long": [2, 3], "short": [2, 3]}
+    assert rows["vae"].mean == 0 and math.isnan(rows["vae"].over_plain[0])
+    assert [row.name for row in found.rows[2:]] == ["vae", "unstable"]
+    assert rows["lm"].mean == pytest.approx(-0.15) and rows["lm"].over_plain[0] == 1
+
+
+def test_data_sets_are_compared_that_most_variants_share(tmp_path: Path):
+    """Of three data sets vae and one more have all, six scores; two others have two: eight."""
+    have = {"vae": "abc", "full": "abc", "most": "ab", "also": "ab", "one": "c"}
+    for method, datasets in have.items():
+        for name in datasets:
+            identity = f"{crc32((method + name).encode()):012x}"
+            write(tmp_path, method, dataset=name, identity=identity, nll=30.0, ppl=7.0)
+    found = overall(boards(load_cells([tmp_path])))
+    assert found and found.datasets == ["a", "b"]
+    assert sorted(row.name for row in found.rows) == ["also", "full", "most", "vae"]
+    assert found.left_out == {"one": ["a", "b"]}
+
+
+def test_one_data_set_or_no_vae_is_nothing_to_compare_across(tmp_path: Path):
+    run(tmp_path / "one", "vae", 0, 34.0, ppl=7.0)
+    run(tmp_path / "one", "free", 0, 33.0)
+    assert overall(boards(load_cells([tmp_path / "one"]))) is None
+    for dataset in ("toy", "other"):
+        write(
+            tmp_path / "none", "free", dataset=dataset, identity=f"{crc32(dataset.encode()):012x}"
+        )
+    assert overall(boards(load_cells([tmp_path / "none"]))) is None
+
+
+# -- what may be said ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [({"khat_bad": 0.2}, "importance weights"), ({"nll_half": 40.0}, "samples are doubled")],
+)
+def test_what_the_estimates_do_not_carry_neither_pays_nor_wins(tmp_path: Path, why, reason):
+    for seed in range(5):
+        run(tmp_path, "vae", seed, 34.0 + 0.1 * (seed % 2))
+        run(tmp_path, "lm", seed, 34.0)
+        run(tmp_path, "free", seed, 32.0)
+        run(tmp_path, "bad", seed, 32.0, **why)
+    rows = {row.name: row for row in only(tmp_path).rows}
+    assert rows["free"].pays == "pays" and rows["free"].won is True and not rows["free"].why_not
+    assert rows["bad"].pays is None and reason in rows["bad"].why_not
+    assert rows["bad"].p < 0.05 and rows["bad"].won is None
+    assert rows["vae"].pays == "free" and rows["vae"].won is None
+    assert rows["lm"].won is False and not rows["lm"].why_not
+
+
+def test_too_few_seeds_are_no_word_of_paying(tmp_path: Path):
+    for seed in range(2):
+        run(tmp_path, "lm", seed, 34.0)
+        run(tmp_path, "free", seed, 32.0)
+    rows = {row.name: row for row in only(tmp_path).rows}
+    assert rows["free"].pays is None and "fewer than three seeds" in rows["free"].why_not
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
+def test_a_damaged_file_of_sentences_costs_its_run_the_comparison(tmp_path: Path, content):
+    grid(tmp_path, vae=34.0, free=32.0)
+    next((tmp_path / "toy/free").rglob("s1/sentences.npz")).write_bytes(content)
+    rows = {row.name: row for row in only(tmp_path).rows}
+    assert rows["free"].groups != rows["vae"].groups and len(rows["free"].done) == 5
+
+
+def test_many_groups_have_a_letter_each():
+    assert [_letter(i) for i in (0, 25, 26, 51)] == ["a", "z", "A", "Z"]
+    letters = [_letter(i) for i in range(300)]
+    assert len({*letters}) == 300 and all(len(x) == 1 and x.isprintable() for x in letters)
+
+
+# -- the files -------------------------------------------------------------------------------------
+
+
+def written(results: Path) -> tuple[str, str]:
+    """RESULTS.md and table.tex."""
+    cells = load_cells([results])
+    found = boards(cells, measurements(cells))
+    return markdown(cells, found), tex(found)
+
+
+def test_the_further_tables_are_where_there_is_something_to_say(tmp_path: Path):
+    grid(tmp_path / "plain", vae=34.0, free=32.0)
+    text, _ = written(tmp_path / "plain")
+    assert "###" not in text and "Across" not in text
+    results, trail = tmp_path / "results", [(1.0, 10, 40.0), (2.0, 20, 30.0)]
+    for dataset, content in (("toy", "a"), ("other", "b")):
+        for method, nll in (("vae", 34.0), ("free kl=1", 33.0), ("free kl=3", 31.0)):
+            for seed in range(6):
+                measures = {"nll": nll, "nll_half": nll, "khat_bad": 0.2 * ("3" in method)}
+                write(
+                    *(results, method.split()[0], seed, "done", None, method),
+                    identity=f"{crc32((content + method).encode()):012x}",
+                    dataset=dataset,
+                    valid=nll,
+                    trail=trail,
+                    kl=float("3" in method) * 2 + 1,
+                    ppl=7.0,
+                    **measures,
+                )
+    text, table = written(results)
+    assert text.count("### By method") == text.count("### At equal rate") == 2
+    assert "| free | 2 | free kl=3 | 0 1 2 | 3 4 5 | 31.00 ± 0.00 | 32.00, 31.00 |  |" in text
+    assert "| free | - | 33.00 | 32.00 | - | - |" in text
+    assert "| after 2.0 s | NLL | after 20 backwards | NLL |" in text
+    assert "| free kl=1 | 30.00 ± 0.00 | free kl=1 | 30.00 ± 0.00 |" in text
+    assert "## Across data sets" in text and "run on all of: other, toy." in text
+    # (31 - 34) / (34 / ln 7) = -0.172
+    assert (
+        "| free kl=3 | 12 | 0 | -0.172 (-0.172 to -0.172) | 1.00 (1.00 to 1.00) | - | 0/2 |" in text
+    )
+    assert "| -3.00 ± 0.00 | (0.000) |" in text and "| -1.00 ± 0.00 | **0.000** |" in text
+    assert table.count(r"\begin{tabular}") == table.count(r"\bottomrule") == 2
+    assert (text, table) == written(results)
+
+
+def test_only_runs_that_count_are_measured(tmp_path: Path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here, trail=[(1.0, 7, 40.0)])
+    write(there, trail=[(1.0, 7, 99.0)])
+    (write(there, seed=1).path / "samples.jsonl").unlink()
+    found = measurements(load_cells([here, there]))
+    assert list(found.loc[found["metric"] == "nll", "value"]) == [40.0]
+    assert {*found["seed"]} == {0}

@@ -3,6 +3,7 @@ end. What needs SLURM is in test_slurm.py."""
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -13,7 +14,20 @@ from omegaconf import OmegaConf
 
 from benchmark import compose, record, run
 from benchmark.lease import Lease
-from slurm import cancel, cluster, estimate, grid, job, logs, queue, runner, status, submit
+from slurm import (
+    cancel,
+    cluster,
+    estimate,
+    grid,
+    job,
+    logs,
+    page,
+    pool,
+    queue,
+    runner,
+    status,
+    submit,
+)
 from slurm.cluster import Executor
 from slurm.ledger import Attempt, Ledger
 from tests import cells
@@ -100,6 +114,7 @@ def test_jobs_may_start_in_another_folder(words, monkeypatch, tmp_path):
         ("cluster.memory=lots", "cluster.memory must be a number with M or G behind it"),
         ("cluster.classes=[{gpu: 1}]", "no resource 'gpu'; did you mean 'gpus'"),
         ("cluster.group=", "cluster.group= has no value"),
+        ("leaderboard=maybe", "cluster.leaderboard must be true or false, not 'maybe'"),
         ("stop_after=1", "a grid's cells run to their end"),
         ("seed=", "seed= is an empty sweep"),
         ("method=free_bits method.per=group_batch method.groups=3", "does not divide the 8 units"),
@@ -148,6 +163,28 @@ def test_the_estimate_grows_with_the_work(words):
             compose.cell([*words, "method=vae", f"budget.steps={n}"])[0] for n in (50, 500)
         )
     assert estimate.operations(large)[0] == pytest.approx(10 * estimate.operations(small)[0])
+
+
+def test_the_estimate_knows_how_slow_a_method_was(words, results):
+    assert submitted(*words, "method=lm,vae", "cluster=inline") == 0
+    path = next(results.glob("synthetic/vae/*/s0/run.json"))
+    known = json.loads(path.read_text())
+    known["cost"]["train_seconds"] = 36_000.0
+    path.write_text(json.dumps(known))
+
+    def hours(method: str) -> float:
+        cells_ = submit.plan([*words, f"method={method}", "seed=7"])
+        return float(next(iter(estimate.estimate(results, cells_))).split()[1])
+
+    assert hours("vae") == pytest.approx(estimate.SHARE * 10)
+    assert 0 < hours("lm") < hours("free_bits") < 0.1  # of which nothing is known
+
+
+def test_the_words_of_a_generator_are_counted(words):
+    (_, config), *_ = submit.plan([*words, "method=vae", "data_dir=nowhere"])
+    work, _, guessed = estimate.operations(config)
+    config.dataset.generator.words *= 2
+    assert guessed and work < estimate.operations(config)[0] < 1.5 * work
 
 
 def test_classes_of_cells_have_their_own_resources():
@@ -372,6 +409,86 @@ def test_a_second_submitter_waits_for_its_turn(words, results, capsys):
         assert submitted(*words, "method=lm", "cluster=inline") == 1
     assert "is being written by process" in capsys.readouterr().err
     assert submitted(*words, "method=lm", "cluster=inline") == 0
+
+
+# The leaderboard ---------------------------------------------------------------------------------
+
+
+def runs_done(results: Path) -> str:
+    """What the leaderboard says, or nothing while there is none."""
+    page = results / "leaderboard" / "RESULTS.md"
+    return (
+        page.read_text().partition(" runs are done")[0].rpartition("\n")[2] if page.exists() else ""
+    )
+
+
+def test_a_sweep_ends_in_its_leaderboard(words, results, capsys):
+    asked = [*words, "method=lm", "cluster=inline"]
+    assert submitted(*asked) == 0 and runs_done(results) == ""
+    assert submitted(*asked, "seed=0,1", "leaderboard=true") == 0
+    assert runs_done(results) == "2 of 2"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"leaderboard: {results / 'leaderboard'}/")
+    assert status.main([str(results)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    (results / "leaderboard" / "index.html").touch()
+    assert "index.html, built 20" in str(page.told(results))
+
+
+def test_what_ends_in_no_leaderboard_has_lost_no_cell(words, results, caplog, capsys):
+    results.mkdir()
+    (results / "leaderboard").write_text("in the way")
+    assert submitted(*words, "method=lm", "cluster=inline", "leaderboard=true") == 0
+    assert states(results) == {"done": 1} and "leaderboard:" not in capsys.readouterr().out
+    assert "the leaderboard was not built (" in caplog.text
+    assert "cannot be written to" in caplog.text
+
+
+def test_the_local_runner_builds_the_leaderboard_when_nothing_is_left(words, results):
+    asked = [*words, "method=lm", "cluster=local"]
+    assert submitted(*asked, "leaderboard=true") == 0
+    until(lambda: runs_done(results))
+    assert runs_done(results) == "1 of 1"
+    until(lambda: not grid.pool_lives(results))
+    (results / "leaderboard" / "RESULTS.md").unlink()
+    assert submitted(*asked, "leaderboard=true") == 0  # nothing is missing but this
+    until(lambda: runs_done(results) == "1 of 1")
+
+
+def test_who_waits_for_the_local_runner_builds_the_leaderboard(words, results, monkeypatch):
+    monkeypatch.setattr(submit, "wait", lambda *words: runner.wait(*words, pause=0.5))
+    built = []
+    monkeypatch.setattr(page, "build", lambda results: not built.append(results))
+    monkeypatch.setattr(page, "told", lambda results: "here")
+    asked = [*words, "method=lm", "cluster=local", "leaderboard=true", "--wait"]
+    assert submitted(*asked) == 0 and built == [results]
+    until(lambda: not grid.pool_lives(results))
+    assert runs_done(results) == ""  # the runner was not asked
+
+
+def test_the_local_runner_can_be_stopped(words, results):
+    long = [*words, "method=lm", "budget.steps=100000", "cluster=local", "leaderboard=true"]
+    pool.stop(results)  # there is none
+    assert submitted(*long) == 0
+    until(lambda: states(results).get("running") == 1)
+    pool.stop(results)
+    until(lambda: not grid.pool_lives(results))
+    assert states(results) == {"lost": 1} and runs_done(results) == ""
+
+
+def test_published_runs_tell_how_long_others_take(words, results, capsys):
+    """They name no folders, nor have they weights."""
+    from leaderboard.load import load_cells
+    from leaderboard.public import publish, restore
+
+    assert submitted(*words, "method=lm", "cluster=inline") == 0
+    publish(load_cells([results]), results.parent / "public")
+    shutil.rmtree(results)
+    restore(results.parent / "public", results)
+    capsys.readouterr()
+    assert submitted(*words, "method=lm", "seed=0,1", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "from 1 finished cells" in said and said.endswith("1 cells to run, 1 done\n")
 
 
 # What there is to see ----------------------------------------------------------------------------

@@ -137,6 +137,32 @@ def test_a_comparison_by_sentence_that_cannot_be_made():
     assert 0 < far.p < 1e-4 and far.mean < -900
 
 
+def test_all_pairs_at_once_are_as_one_by_one():
+    rng = np.random.default_rng(0)
+    level = rng.normal(100, 20, 60)
+    rows = [
+        {seed: level + rng.normal(0, 0.3) + rng.normal(0, 1, 60) for seed in seeds}
+        for seeds in ((0, 1, 2, 3), (0, 1, 2, 3), (1, 2, 3, 4), (3, 2, 1, 0), (0, 1), (), (7, 8, 9))
+    ]
+    rows.append(
+        {seed: np.where(np.arange(60) % 3, NAN, values) for seed, values in rows[0].items()}
+    )
+    rows.append({seed: values + (INF if seed == 2 else 0) for seed, values in rows[1].items()})
+    rows.append({seed: values - 5 for seed, values in rows[0].items()})
+    rows.append({seed: np.full(60, NAN) for seed in range(4)})
+    rows.append(
+        {seed: np.where(np.arange(60) == 7, values, NAN) for seed, values in rows[0].items()}
+    )
+    found = inference.pairs_by_sentence(rows)
+    singly = [inference.paired_by_sentence(a, b) for a, b in combinations(rows, 2)]
+    assert np.isnan([pair.mean for pair in singly]).any() and max(pair.n for pair in singly) == 4
+    for all_, one in zip(found, singly, strict=True):
+        assert tuple(all_) == pytest.approx(tuple(one), rel=1e-6, abs=1e-6, nan_ok=True)
+    same = inference.pairs_by_sentence([rows[0], rows[0]])
+    assert same[0].mean == 0 and same[0].half < 1e-6 and same[0].p == pytest.approx(1)
+    assert inference.pairs_by_sentence(rows[:1]) == []
+
+
 def test_pays_is_the_side_of_zero():
     lm = np.random.default_rng(0).normal(100, 20, (3, 200))
     noise = np.random.default_rng(1).normal(0, 1, (3, 200))
@@ -241,18 +267,33 @@ def test_the_best_alone_wins_even_where_others_tie_apart():
     assert found == [("a", "c"), ("b", "c")] and inference.winner(found) is None
 
 
-def test_tie_groups_are_the_largest_sets_that_cannot_be_told_apart():
+def test_tie_groups_are_largest_sets_that_hold_every_tie():
     rng = np.random.default_rng(0)
-    for size, density in product((1, 2, 5, 7), (0.2, 0.5, 0.8)):
+    for size, density in product((1, 2, 5, 8), (0.2, 0.5, 0.8)):
         separable = np.triu(rng.random((size, size)) < density, 1)
         means, names = rng.permutation(size).astype(float), [f"m{i}" for i in range(size)]
         tied = ~(separable | separable.T)
         sets = [set(some) for n in range(1, size + 1) for some in combinations(range(size), n)]
         sets = [s for s in sets if all(tied[i, j] for i, j in combinations(s, 2))]
         largest = [s for s in sets if not any(s < other for other in sets)]
-        expected = sorted(sorted(int(means[i]) for i in s) for s in largest)
-        found = inference.tie_groups(names, list(means), separable)
-        assert [[int(means[names.index(x)]) for x in group] for group in found] == expected
+        groups = inference.tie_groups(names, list(means), separable)
+        found = [[names.index(name) for name in group] for group in groups]
+        assert all(set(group) in largest for group in found)
+        ranks = [[means[i] for i in group] for group in found]
+        assert ranks == sorted(map(sorted, ranks))
+        together = {pair for group in found for pair in combinations(sorted(group), 2)}
+        every = combinations(range(size), 2)
+        assert together == {(i, j) for i, j in every if tied[i, j]}
+        assert {i for group in found for i in group} == {*range(size)}
+
+
+def test_tie_groups_stay_few_where_the_largest_are_countless():
+    # each is separable from one other alone: of the 60 there are 2^30 largest sets
+    names = [f"m{i}" for i in range(60)]
+    groups = inference.tie_groups(
+        names, list(range(60)), lambda a, b: int(a[1:]) // 2 == int(b[1:]) // 2
+    )
+    assert len(groups) < 20 and {len(group) for group in groups} == {30}
 
 
 @pytest.mark.parametrize(("k", "n"), [(1, 3), (2, 3), (3, 10), (0, 5), (5, 5)])
@@ -365,7 +406,7 @@ def test_the_interquartile_mean_is_the_trimmed_mean_of_all():
 
 
 def averaged(scores):
-    return float(np.mean([group.mean() for group in scores]))
+    return np.mean([group.mean(-1) for group in scores], axis=0)
 
 
 def test_the_bootstrap_draws_seeds_within_their_data_set():
@@ -417,6 +458,18 @@ def test_two_methods_are_drawn_together():
 
     low, high = inference.stratified_bootstrap([*x, *y], improvement, 500)
     assert low < inference.probability_of_improvement(x, y) < high <= 1
+
+
+def test_statistics_of_draws_are_those_of_each():
+    rng = np.random.default_rng(0)
+    x, y = [[rng.integers(0, 4, (9, n)).astype(float) for n in (3, 5)] for _ in range(2)]
+    x[0][4, 1], y[1][6, 0], x[1][8, 2] = INF, INF, NAN
+    each = [([group[i] for group in x], [group[i] for group in y]) for i in range(9)]
+    means = [inference.interquartile_mean(ours) for ours, _ in each]
+    assert inference.interquartile_mean(x) == pytest.approx(means, nan_ok=True)
+    chances = [inference.probability_of_improvement(*pair) for pair in each]
+    assert inference.probability_of_improvement(x, y) == pytest.approx(chances, nan_ok=True)
+    assert np.isnan(chances[8]) and not np.isnan(chances[:8]).any()
 
 
 def test_the_profile_is_the_share_at_or_below():

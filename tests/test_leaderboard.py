@@ -5,13 +5,14 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from benchmark.grid import Cell
-from benchmark.record import SUMMARY, TRUTH, RunDirectory
+from benchmark.record import SUMMARY, TRUTH, RunDirectory, read_metrics, validate
 from leaderboard import figures
 from leaderboard.__main__ import main
 from leaderboard.load import find_runs, load_cells, load_curves
@@ -29,10 +30,16 @@ def write(
     reason: str | None = None,
     variant: str | None = None,
     identity: str | None = None,
+    dataset: str = "toy",
+    valid: float = 1.0,
+    trail: Iterable[tuple[float, int, float]] = (),
     **measures: float | str | None,
 ) -> RunDirectory:
-    """A whole run directory whose test summary holds `measures`."""
-    cell = Cell("toy", method, variant or method, seed, identity or IDS[method])
+    """A whole run directory whose test summary holds `measures`.
+
+    valid: its validation NLL; trail: (seconds, backwards, validation NLL) over its training.
+    """
+    cell = Cell(dataset, method, variant or method, seed, identity or IDS[method])
     run = RunDirectory(cell.path(results))
     run.create(cell, "seed: 0\n")
     base = dict.fromkeys(SUMMARY.keys() - TRUTH, 1.0) | {"verdict": "read", "latent": "global"}
@@ -46,13 +53,16 @@ def write(
         for step in (10, 20, 30):
             values = {"kl": measures.get("kl", 1.0), "z_gain": step + seed}
             metrics.add(step, "valid", values, seconds=1.0, batches=step, backwards=step)
+        for seconds, backwards, nll in trail:
+            cost = {"seconds": seconds, "batches": backwards, "backwards": backwards}
+            metrics.add(backwards, "valid", {"nll": nll}, **cost)
         metrics.add(30, "test", {"kl": 99.0}, seconds=1.0, batches=30, backwards=30)
         finished = status in ("done", "stopped")
         run.write(
             status=status,
             reason=reason,
             selected_step=30,
-            summary={"valid": base, "test": summary} if finished else {},
+            summary={"valid": base | {"nll": valid}, "test": summary} if finished else {},
             notes=notes,
             cost={"train_seconds": 10.0 + seed, "steps": 30},
             provenance={"data_hash": "h"},
@@ -166,6 +176,68 @@ def test_curves_that_cannot_be_read_are_told(tmp_path: Path, caplog: pytest.LogC
     (write(tmp_path).path / "metrics.jsonl").write_text("torn\n{}\n")
     assert load_curves(load_cells([tmp_path])).empty
     assert "line 1 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "run.json").unlink(),
+        lambda path: (path / "run.json").write_text("{"),
+        lambda path: (path / "units.npz").unlink(),
+        lambda path: (path / "metrics.jsonl").unlink(),
+        lambda path: (path / "metrics.jsonl").write_text("{}\n\n{}\n"),
+        lambda path: path.rename(path.with_name("s9")),
+    ],
+)
+def test_damage_is_told_as_the_record_tells_it(tmp_path: Path, damage):
+    write(tmp_path)
+    damage(write(tmp_path, seed=1).path)
+    _, cell = load_cells([tmp_path]).to_dict("records")
+    assert cell["status"] == "damaged"
+    assert cell["reason"] == "; ".join(validate(Path(cell["path"]))) != ""
+
+
+LINE = b'{"step": 1, "split": "valid", "metric": "kl", "value": 2, "seconds": 0.5}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\n", b"{", LINE, LINE + b"\n", LINE + b"\n" + LINE[:20], LINE + b"\r\n{}\n"),
+        *(b"{}\n\n{}\n", b"[1]\n", b"null\n", b"1,2\n", b"{},{}\n", b"{}{}\n", b"{}]\n[{}\n"),
+        *(b'{"step": 1\n"x": 2}\n', b'{"value": NaN}\n', b'{"x": [-Infinity]}\n', b"\xff\n"),
+        *(b'{"value": 1e999}\n', b'{"value": "7", "step": true}\n', b'{"split": ["a"]}\n'),
+        *(b'{"value": 1%b}\n' % (b"0" * 400), b"[" * 100_000 + b"\n", b'{"metric": "\\ud800"}\n'),
+    ],
+)
+def test_lines_are_read_as_the_record_reads_them(tmp_path: Path, content: bytes):
+    path = write(tmp_path).path / "metrics.jsonl"
+    path.write_bytes(content)
+    cells = load_cells([tmp_path])
+    try:
+        lines = read_metrics(path)
+    except ValueError as error:
+        assert list(cells["reason"]) == [str(error)] and load_curves(cells).empty
+        return
+    assert list(cells["status"]) == ["done"]
+    curves = load_curves(cells)
+    for name in ("step", "value", "seconds"):
+        numbers = [line.get(name) for line in lines]
+        known = [type(x) in (int, float) and x < 10**300 for x in numbers]
+        assert list(curves[name].notna() & (curves[name] < math.inf)) == known
+        assert list(curves[name][known]) == [x for x, k in zip(numbers, known, strict=True) if k]
+    for name in ("split", "metric", "estimator"):
+        words = [line.get(name) for line in lines]
+        assert list(curves[name].isna()) == [word is None for word in words]
+    curves.to_parquet(tmp_path / "curves.parquet")
+
+
+def test_a_file_that_grew_is_read_again(tmp_path: Path):
+    run = write(tmp_path)
+    before = len(load_curves(load_cells([tmp_path])))
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(LINE + b"\n")
+    assert len(load_curves(load_cells([tmp_path]))) == before + 1
 
 
 def test_a_cell_in_two_folders_counts_once(tmp_path: Path):

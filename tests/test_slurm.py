@@ -336,8 +336,42 @@ def test_jobs_run_the_code_of_their_submission(struck):
         assert (about["fingerprint"] == about["submitted"]["fingerprint"]) == (name == cell)
 
 
+def test_a_grid_ends_in_its_leaderboard(struck, capsys):
+    """By a job that waits for all others, whatever becomes of them, and that is no cell's."""
+    page = struck.results / "leaderboard" / "RESULTS.md"
+
+    def submit_to_no_node(*more: str) -> dict[str, str]:
+        """Nothing starts; jobs by the beginning of their names."""
+        for node in struck.box.nodes:
+            struck.box.set_node(node, "drain")
+        struck.submit("leaderboard=true", *more)
+        jobs = {job.name.partition("-")[0]: job.id for job in struck.box.jobs()}
+        array = jobs["cell"].partition("_")[0]
+        waits = struck.box.run("scontrol", "show", "job", jobs["leaderboard"])
+        assert f"Dependency=afterany:{array}" in waits
+        assert len(struck.look()) == 2 and set(struck.look().values()) == {"pending"}
+        return jobs
+
+    submit_to_no_node()
+    assert cancel.main([f"results_dir={struck.results}", "all"]) == 0
+    struck.until(lambda: not struck.box.jobs(), "nothing is left in the queue")
+
+    jobs = submit_to_no_node("only=cancelled")
+    struck.box.run("scancel", jobs["cell"])  # one of two, by hand
+    for node in struck.box.nodes:
+        struck.box.set_node(node, "resume")
+    struck.until(page.exists, "the job of the leaderboard has run")
+    assert "1 of 2 runs are done" in page.read_text()
+    struck.until(lambda: not struck.box.jobs(), "it has ended")
+    capsys.readouterr()
+    assert status.main([str(struck.results), "--repair"]) == 0
+    assert f"leaderboard: {page.parent}/" in capsys.readouterr().out
+    struck.until(lambda: "2 of 2 runs are done" in page.read_text(), "it is built anew")
+    struck.finish()
+
+
 def test_no_answer_of_the_queue_is_no_answer(slurm_programs, monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", "/nowhere")
+    monkeypatch.setenv("SLURM_CONF", "/dev/null")
     assert queue.ask() is None  # squeue finds no cluster
     monkeypatch.setenv("PATH", "/nowhere")
     assert queue.ask() is None  # there is no squeue
