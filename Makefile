@@ -8,7 +8,7 @@ CELLS := vae kl_annealing $(if $(wildcard configs/method/free_bits.yaml),free_bi
 REFERENCE := 'method=glob(*,exclude=stack)' dataset=synthetic 'seed=range(0,5)' threads=1 \
     results_dir=results/reference cluster=local cluster.parallel=$$(getconf _NPROCESSORS_ONLN)
 
-.PHONY: install demo test soak lint figures reference
+.PHONY: install demo test soak lint figures reference screenshots
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -49,3 +49,6 @@ reference: $(READY)  ## the published leaderboard; stop it with Ctrl-C, the same
 	trap '$(BIN)/python -m slurm.pool --stop results/reference' INT TERM; \
 	    $(BIN)/python -m slurm.submit $(REFERENCE) --wait || test $$? -eq 1
 	$(BIN)/python -m leaderboard results/reference --public --out leaderboard/reference
+
+screenshots: $(READY)  ## the reference page as a browser shows it: light, dark and on a phone
+	$(BIN)/python -m tests.chromium leaderboard/reference/index.html results/screenshots

@@ -244,6 +244,16 @@ def _story(board: Board) -> list[str]:
         story += [words.format(", ".join(names))] if names else []
     if any(row.pays for row in rows) and not any(row.pays == "pays" for row in rows):
         story.append("No row is shown to be better than the language model.")
+    lower = [row for row in rows if row.p < 0.05 and row.versus_plain and row.versus_plain.mean < 0]
+    for won, words in (
+        (True, f"Better than the plain VAE ({PLAIN}): {{}}."),
+        (
+            None,
+            f"Of lower NLL than {PLAIN} by seeds; the estimates carry no win: {{}}.",
+        ),
+    ):
+        names = [row.name for row in lower if row.won is won]
+        story += [words.format(", ".join(names))] if names else []
     collapsed = [
         f"{row.name} ({k} of {n} seeds)" for row in rows for k, n, *_ in [row.collapsed] if k
     ]
@@ -284,6 +294,13 @@ def _difference(comparison: Comparison | None) -> tuple[str, Any]:
     return number(comparison.mean, comparison.half), _finite(comparison.mean)
 
 
+def _p(row: Row) -> str:
+    text = number(row.p, digits=3)
+    if row.won:
+        return f"{text} better"
+    return f"({text})" if row.won is None and row.p < 0.05 else text
+
+
 def _collapsed(row: Row) -> tuple[str, Any]:
     k, n, low, high = row.collapsed
     return (f"{k}/{n} ({low:.2f}-{high:.2f})", k / n) if n else (UNKNOWN, None)
@@ -308,7 +325,7 @@ COLUMNS = (
     *(Column(MEASURES[name], _measure(name)) for name in ("nll_gap", "elbo_gap")),
     Column("ties", lambda row: _word(row.groups)),
     Column(f"- {PLAIN}", lambda row: _difference(row.versus_plain)),
-    Column("p", lambda row: (number(row.p, digits=3), _finite(row.p))),
+    Column("p", lambda row: (_p(row), _finite(row.p))),
     Column("placebo", lambda row: _difference(row.versus_placebo)),
     Column("collapsed", _collapsed),
     Column("verdict", _verdict),

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from leaderboard.__main__ import main
+from tests.chromium import SIZES, opened, started
 from tests.test_board import run
 
 HOSTILE = "<img src=x onerror=alert(1)> $x^2$"
 LEVELS = {"vae": 34.0, "lm": 34.0, "free": 32.0, "free target=8": 33.0, f"bad {HOSTILE}": 36.0}
-SIZES = {"wide": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 800}}
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +43,14 @@ def chromium() -> Iterator[Browser]:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    with sync_playwright() as playwright:
-        # root has no sandbox to enter; the page is our own
-        options = ["--no-sandbox"] if os.getuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=program, args=options)
+    with started(program) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(chromium, address) -> Iterator[Page]:
     with opened(chromium, address, viewport=SIZES["wide"]) as found:
         yield found
-
-
-class opened:
-    """A page that says nothing on the console and asks nobody for anything."""
-
-    def __init__(self, browser: Browser, address: str, **options):
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append("alert"), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-        self.address = address
-
-    def __enter__(self) -> Page:
-        return self.page
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-        assert self.said == []
-        assert self.asked == [self.address]
 
 
 def names(page: Page) -> list[str]:
