@@ -299,8 +299,9 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def validate(path: str | Path) -> list[str]:
-    """What is wrong with a run directory, in words; nothing, if it can be trusted."""
+def validate(path: str | Path, read: Callable[[Path], object] = read_metrics) -> list[str]:
+    """What is wrong with a run directory, in words; nothing, if it can be trusted. read: who reads
+    the metrics of many runs hands in a reader of its own, which raises as `read_metrics` does."""
     path = Path(path)
     try:
         record = RunDirectory(path).read()
@@ -312,7 +313,7 @@ def validate(path: str | Path) -> list[str]:
     place = (cell["dataset"], cell["method"], cell["id"], f"s{cell['seed']}")
     moved = path.absolute().parts[-4:] != place  # a copied folder would count one result twice
     problems = [f"{path} holds the record of {'/'.join(place)}"] if moved else []
-    return problems + (_missing(path) if record["status"] == "done" else [])
+    return problems + (_missing(path, read) if record["status"] == "done" else [])
 
 
 def scan(results_dir: str | Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
@@ -439,12 +440,12 @@ def _summary_problems(split: str, summary: Any, notes: Mapping[str, Any]) -> lis
     return problems
 
 
-def _missing(path: Path) -> list[str]:
+def _missing(path: Path, read: Callable[[Path], object] = read_metrics) -> list[str]:
     """What a done cell's directory lacks."""
     problems = [f"{name} is missing" for name in ARTEFACTS if not (path / name).is_file()]
     if (path / "metrics.jsonl").is_file():
         try:
-            read_metrics(path / "metrics.jsonl")
+            read(path / "metrics.jsonl")
         except ValueError as error:
             problems.append(str(error))
     return problems

@@ -20,13 +20,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.record import (
-    ARTEFACTS,
     RESULT_VERSION,
     SPLITS,
     SUMMARY,
     WORDS,
     RunDirectory,
     read_metrics,
+    validate,
 )
 
 log = logging.getLogger(__name__)
@@ -130,10 +130,8 @@ def _row(path: Path) -> dict[str, Any]:
     dataset, method, identity, seed = path.absolute().parts[-4:]
     row: dict[str, Any] = {"dataset": dataset, "method": method, "id": identity, "path": str(path)}
     row |= {"seed": int(seed[1:]) if re.fullmatch(r"s\d+", seed) else None}
-    problems: list[str] = []
     try:
-        record = RunDirectory(path).read()
-        problems = _problems(path, record)
+        problems, record = validate(path, _lines), RunDirectory(path).read()
     except (OSError, ValueError) as error:
         problems, record = [str(error)], None
     if record is not None:
@@ -148,26 +146,6 @@ def _row(path: Path) -> dict[str, Any]:
     if problems:
         row |= {"status": DAMAGED, "reason": "; ".join(problems)}
     return row
-
-
-def _problems(path: Path, record: dict[str, Any] | None) -> list[str]:
-    """What `benchmark.record.validate` finds, of a record that is read already and with lines that
-    will be wanted again."""
-    if record is None:
-        return [f"{path} holds no run.json"]
-    cell = record["cell"]
-    place = (cell["dataset"], cell["method"], cell["id"], f"s{cell['seed']}")
-    moved = path.absolute().parts[-4:] != place  # a copied folder would count one result twice
-    problems = [f"{path} holds the record of {'/'.join(place)}"] if moved else []
-    if record["status"] == "done":
-        problems += [f"{name} is missing" for name in ARTEFACTS if not (path / name).is_file()]
-        try:
-            _lines(path / "metrics.jsonl")
-        except FileNotFoundError:
-            pass  # told above
-        except ValueError as error:
-            problems.append(str(error))
-    return problems
 
 
 def _lines(path: Path) -> Lines:
