@@ -37,8 +37,6 @@ YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SAMPLES, LONGEST = 3, 400  # of a kind, a variant; letters of a text
 MACHINE = ("seed", "device", "threads", "save_every", "results_dir", "data_dir", "stop_after")
 """What a run's configuration says of the run and not of its variant."""
-OTHER_WORDS = re.compile(r"(\+\+?)?(model|budget|dataset|batching|precision)\.?\S*=(?!.*,)")
-"""Words of a command that a variant's name does not have; with a comma they may be a sweep."""
 
 
 @dataclass(frozen=True)
@@ -401,17 +399,26 @@ def _parsed(config: str) -> dict[str, Any]:
 
 
 def _command(cell: Mapping[str, Any], budget: str, about: Mapping[str, Any]) -> str:
-    """What makes a run again: its method's fields as its name has them, and whatever else its own
-    command set."""
+    """What makes a run again, but for its seed: its method and what its name tells of that, and the
+    words of its own command that are neither a sweep's nor the machine's."""
     variant = cell["variant"] if isinstance(cell["variant"], str) else cell["method"]
     method, *changed = variant.split(" ")
-    words = [f"method={method}", f"dataset={cell['dataset']}"]
-    words += ["placebo=true" if word == "placebo" else f"method.{word}" for word in changed]
-    words += [f"budget={budget}"] if budget not in ("", "default") else []
     argv = about.get("argv")
-    for word in argv if isinstance(argv, list) else []:
-        if isinstance(word, str) and OTHER_WORDS.match(word):
-            words.append(word)
+    asked = _mapping(about.get("submitted")).get("words") or (
+        argv[1:] if isinstance(argv, list) else []
+    )
+    plain = {
+        key: word
+        for word in asked
+        if isinstance(word, str) and not re.search(r"=(?![\[{'\"]).*,|=(range|glob)\(|=all$", word)
+        for key in [word.partition("=")[0].lstrip("+~")]
+        if "=" in word and key not in MACHINE
+    }
+    words = [f"method={method}", plain.pop("dataset", f"dataset={cell['dataset']}")]
+    words += ["placebo=true" if word == "placebo" else f"method.{word}" for word in changed]
+    words += [] if "budget" in plain or budget in ("", "default") else [f"budget={budget}"]
+    told = re.compile(r"(method|placebo|dataset\.path)\b")
+    words += [word for key, word in plain.items() if not told.match(key)]
     return " ".join(["python -m benchmark.run", *map(shlex.quote, words), "seed=SEED"])
 
 

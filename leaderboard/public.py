@@ -73,6 +73,9 @@ def strip(record: Mapping[str, Any], places: Iterable[str] = ()) -> dict[str, An
     public["provenance"] = {key: about[key] for key in PROVENANCE if key in about}
     if "argv" in about:
         public["provenance"]["argv"] = _words(about["argv"])
+    if "words" in (submitted := about.get("submitted", {})):
+        _, *words = _words(["", *submitted["words"]])
+        public["provenance"]["submitted"] = submitted | {"words": words}
     if "platform" in about:
         public["provenance"]["platform"] = " ".join(_SYSTEM.findall(about["platform"]))
     return public

@@ -120,8 +120,11 @@ def prepare(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
         data.prepare(config.dataset, compose.writable("data_dir", config.data_dir))
 
 
-def lay_down(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
-    """Make the cells' folders, each with its configuration and the code's fingerprint."""
+def lay_down(
+    results: Path, cells: Iterable[tuple[Cell, DictConfig]], words: Sequence[str] = ()
+) -> None:
+    """Make the cells' folders, each with its configuration, the code's fingerprint and the words
+    that the grid was asked for with."""
     fingerprints: dict[str, str] = {}
     for cell, config in cells:
         directory = record.RunDirectory(cell.path(results))
@@ -129,7 +132,7 @@ def lay_down(results: Path, cells: Iterable[tuple[Cell, DictConfig]]) -> None:
             continue
         if cell.id not in fingerprints:
             fingerprints[cell.id] = record.fingerprint(compose.method_files(config.method))
-        submitted = {"fingerprint": fingerprints[cell.id]}
+        submitted = {"fingerprint": fingerprints[cell.id], "words": list(words)}
         directory.create(cell, stored(cell, config), {"submitted": submitted})
 
 
@@ -191,13 +194,13 @@ def submit(asked: Order) -> int:
     compose.writable("results_dir", str(results))
     prepare(cells)
     with submitting(results):
-        lay_down(results, cells)
+        lay_down(results, cells, asked.words)
         paths = [cell.path("").as_posix() for cell, _ in cells]
         standings = {standing.cell: standing for standing in look(results, only=paths)}
         chosen = [standings[p] for p in paths if standings[p].state in CHOICES[asked.only]]
         names = {standing.cell for standing in chosen}
         make_ready(results, chosen)
-        lay_down(results, cells)  # what was moved away
+        lay_down(results, cells, asked.words)  # what was moved away
         renew(results, [pair for pair in cells if pair[0].path("").as_posix() in names])
         others = [s for p, s in standings.items() if p not in names and s.state in OPEN]
         launch(

@@ -144,15 +144,39 @@ def test_each_column_has_its_entry_in_the_glossary():
     assert all(term["means"] for term in page.glossary())
 
 
-def test_a_command_makes_the_variant_again(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("provenance", "more"),
+    [
+        ({}, "dataset=toy method.target=8 placebo=true budget=smoke"),
+        (
+            {"argv": ["run.py", "method=free", "+dataset.x=[1,2]", "seed=3", "data_dir=/d"]},
+            "dataset=toy method.target=8 placebo=true budget=smoke '+dataset.x=[1,2]'",
+        ),
+        (
+            {
+                "argv": ["-c", "x=1"],
+                "submitted": {
+                    "words": [
+                        *("method=free,vae", "dataset=toy_of_mine", "budget.steps=7"),
+                        *("seed=range(0,3)", "model.hidden=8,16"),
+                    ]
+                },
+            },
+            "dataset=toy_of_mine method.target=8 placebo=true budget=smoke budget.steps=7",
+        ),
+    ],
+)
+def test_a_command_makes_the_variant_again(tmp_path: Path, provenance, more):
+    """From its name, and from its own words but those of machine and sweep."""
     results = tmp_path / "results"
     path = run_directory(results, "free target=8 placebo")
     (path / "config.yaml").write_text("budget:\n  name: smoke\nseed: 3\n")
-    text = built(results)
-    assert (
-        "python -m benchmark.run method=free dataset=toy method.target=8 placebo=true "
-        "budget=smoke seed=SEED" in text
-    )
+    known = json.loads((path / "run.json").read_text())
+    known["provenance"] |= provenance
+    (path / "run.json").write_text(json.dumps(known))
+    (board,) = boards(load_cells([results]))
+    told = page._runs(board.rows[0])["command"]
+    assert told == f"python -m benchmark.run method=free {more} seed=SEED"
 
 
 def run_directory(results: Path, variant: str) -> Path:
