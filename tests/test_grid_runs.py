@@ -167,6 +167,8 @@ def test_the_estimate_grows_with_the_work(words):
 
 def test_the_estimate_knows_how_slow_a_method_was(words, results):
     assert submitted(*words, "method=lm,vae", "cluster=inline") == 0
+    for _, known in record.scan(results):
+        assert known["provenance"]["submitted"]["words"] == [*words, "method=lm,vae"]
     path = next(results.glob("synthetic/vae/*/s0/run.json"))
     known = json.loads(path.read_text())
     known["cost"]["train_seconds"] = 36_000.0

@@ -42,7 +42,7 @@ def about(place: str) -> dict[str, Any]:
             *(f"dataset.path=/home/{USER}/yelp", f"method.file=/home/{USER}/My files/words.txt"),
             *(f"/tmp/{USER}/jobs/12", "yelp/free_bits/0123456789ab/s0"),
         ],
-        "submitted": {"fingerprint": "f"},
+        "submitted": {"fingerprint": "f", "words": ["method=vae,lm", "dataset.path=/home/me/x"]},
     }
 
 
@@ -177,7 +177,8 @@ def test_of_a_record_remains_what_says_what_was_run(tmp_path):
     ]
     assert public["provenance"]["platform"] == "Linux x86_64 glibc2.36"
     assert public["cell"]["variant"] == "plain file=words.txt"
-    for key in ("commit", "dirty", "fingerprint", "result_version", "versions", "submitted"):
+    assert public["provenance"]["submitted"] == {"fingerprint": "f", "words": ["method=vae,lm"]}
+    for key in ("commit", "dirty", "fingerprint", "result_version", "versions"):
         assert public["provenance"][key] == known["provenance"][key]
 
 
