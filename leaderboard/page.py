@@ -26,7 +26,7 @@ from markupsafe import Markup
 
 from benchmark.record import RESULT_VERSION
 from leaderboard import published
-from leaderboard.board import MEASURES, PLAIN, Board, Row, overall
+from leaderboard.board import MEASURES, PLAIN, Board, Overall, Row
 from leaderboard.inference import Comparison
 from leaderboard.load import DAMAGED, DUPLICATE
 from leaderboard.plots import DARK, LIGHT, Plot, printable
@@ -52,11 +52,12 @@ class Column:
 def build(
     cells: pd.DataFrame,
     found: Sequence[Board],
+    together: Overall | None,
     curves: pd.DataFrame,
     plots: Mapping[str, Sequence[Plot]],
 ) -> str:
-    """The page. cells, found, curves, plots: of `load_cells`, `boards`, `measurements` and
-    `plots.draw`."""
+    """The page. cells, found, together, curves, plots: of `load_cells`, `boards`, `overall`,
+    `measurements` and `plots.draw`."""
     tested = pd.DataFrame(curves[(curves["split"] == "test") & curves["estimator"].notna()])
     boards = [_board(board, tested, plots.get(board.dataset, ())) for board in found]
     script = _source("page.js")
@@ -75,7 +76,7 @@ def build(
         palettes={"light": LIGHT, "dark": DARK},
         head=_head(cells, found, boards),
         boards=boards,
-        overall=_view(across(together)) if (together := overall(found)) else None,
+        overall=_view(across(together)) if together else None,
         damaged=_damaged(cells),
         glossary=glossary(),
         unknown=UNKNOWN,

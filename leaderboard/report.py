@@ -19,7 +19,6 @@ from leaderboard.board import (
     Board,
     Overall,
     Row,
-    overall,
 )
 from leaderboard.load import DAMAGED, DUPLICATE, load_curves
 
@@ -91,7 +90,7 @@ def measurements(cells: pd.DataFrame) -> pd.DataFrame:
 # Markdown ----------------------------------------------------------------------------------------
 
 
-def markdown(cells: pd.DataFrame, found: Sequence[Board]) -> str:
+def markdown(cells: pd.DataFrame, found: Sequence[Board], together: Overall | None) -> str:
     """RESULTS.md: of each data set a table, other views of it and what did not finish; then what
     all data sets say together."""
     n, done = len(cells), list(cells["status"]).count("done")
@@ -102,7 +101,7 @@ def markdown(cells: pd.DataFrame, found: Sequence[Board]) -> str:
         parts += [part for view in views(board) for part in _view(view, "###")]
         if pending := _pending(board):
             parts.append("Not in the means:\n\n" + "".join(f"- {line}\n" for line in pending))
-    if together := overall(found):
+    if together:
         parts += _view(across(together), "##")
     return "\n".join(parts)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from leaderboard import page, plots, report
-from leaderboard.board import boards
+from leaderboard.board import boards, overall
 
 
 def write(cells: pd.DataFrame, out: Path) -> list[Path]:
@@ -17,10 +17,11 @@ def write(cells: pd.DataFrame, out: Path) -> list[Path]:
     page first."""
     curves = report.measurements(cells)
     found = boards(cells, curves)
+    together = overall(found)
     drawn = plots.draw(found, curves)
     contents: dict[str, bytes] = {
-        "index.html": page.build(cells, found, curves, drawn).encode(),
-        "RESULTS.md": report.markdown(cells, found).encode(),
+        "index.html": page.build(cells, found, together, curves, drawn).encode(),
+        "RESULTS.md": report.markdown(cells, found, together).encode(),
         "table.tex": report.tex(found).encode(),
     }
     for dataset, sheets in drawn.items():

@@ -355,7 +355,7 @@ def written(results: Path) -> tuple[str, str]:
     """RESULTS.md and table.tex."""
     cells = load_cells([results])
     found = boards(cells, measurements(cells))
-    return markdown(cells, found), tex(found)
+    return markdown(cells, found, overall(found)), tex(found)
 
 
 def test_the_further_tables_are_where_there_is_something_to_say(tmp_path: Path):
