@@ -30,7 +30,7 @@ from leaderboard.board import MEASURES, PLAIN, Board, Overall, Row
 from leaderboard.inference import Comparison
 from leaderboard.load import DAMAGED, DUPLICATE
 from leaderboard.plots import DARK, LIGHT, Plot, printable
-from leaderboard.report import UNKNOWN, View, across, number, untold, views
+from leaderboard.report import UNKNOWN, View, across, number, significance, untold, views
 
 HERE = Path(__file__).parent
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -293,11 +293,8 @@ def _difference(comparison: Comparison | None) -> tuple[str, Any]:
     return number(comparison.mean, comparison.half), _finite(comparison.mean)
 
 
-def _p(row: Row) -> str:
-    text = number(row.p, digits=3)
-    if row.won:
-        return f"{text} better"
-    return f"({text})" if row.won is None and row.p < 0.05 else text
+def _p(row: Row) -> tuple[str, Any]:
+    return significance(row) + (" better" if row.won else ""), _finite(row.p)
 
 
 def _collapsed(row: Row) -> tuple[str, Any]:
@@ -324,7 +321,7 @@ COLUMNS = (
     *(Column(MEASURES[name], _measure(name)) for name in ("nll_gap", "elbo_gap")),
     Column("ties", lambda row: _word(row.groups)),
     Column(f"- {PLAIN}", lambda row: _difference(row.versus_plain)),
-    Column("p", lambda row: (_p(row), _finite(row.p))),
+    Column("p", _p),
     Column("placebo", lambda row: _difference(row.versus_placebo)),
     Column("collapsed", _collapsed),
     Column("verdict", _verdict),

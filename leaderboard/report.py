@@ -149,9 +149,12 @@ def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _p(row: Row) -> str:
-    text = number(row.p, digits=3)
-    if row.won:
-        return f"**{text}**"
+    return f"**{significance(row)}**" if row.won else significance(row)
+
+
+def significance(row: Row) -> str:
+    """A row's p, in brackets where it is significant and not to count."""
+    text = "<0.001" if row.p < 0.0005 else number(row.p, digits=3)
     return f"({text})" if row.won is None and row.p < 0.05 else text
 
 

@@ -388,7 +388,7 @@ def test_the_further_tables_are_where_there_is_something_to_say(tmp_path: Path):
     assert (
         "| free kl=3 | 12 | 0 | -0.172 (-0.172 to -0.172) | 1.00 (1.00 to 1.00) | - | 0/2 |" in text
     )
-    assert "| -3.00 ± 0.00 | (0.000) |" in text and "| -1.00 ± 0.00 | **0.000** |" in text
+    assert "| -3.00 ± 0.00 | (<0.001) |" in text and "| -1.00 ± 0.00 | **<0.001** |" in text
     assert table.count(r"\begin{tabular}") == table.count(r"\bottomrule") == 2
     assert (text, table) == written(results)
 
