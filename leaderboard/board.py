@@ -98,9 +98,10 @@ class Row:
     why_not: str = ""
     """Why that cannot be told."""
     groups: str = ""
-    """Letters: two rows that share one cannot be told apart by NLL."""
+    """Letters: two rows that share one cannot be told apart by NLL; rows of two kinds of latents
+    share none."""
     best: bool = False
-    """Whether its NLL is told apart from every other row's, and lower."""
+    """Whether its NLL is lower than that of every row it can be compared with, and told apart."""
 
     @cached_property
     def done(self) -> list[Cell]:
@@ -137,15 +138,28 @@ class Row:
         k, n = self.verdicts["collapsed"], len(self.done) - self.verdicts["none"]
         return (k, n, *(share(k, n) if n else (math.nan, math.nan)))
 
+    @property
+    def kind(self) -> str | None:
+        """Of latents: none, global, sequence or implicit; None where the seeds do not agree."""
+        kinds = {cell["test/latent"] for cell in self.done}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    def compares(self, other: "Row") -> bool:
+        """Whether their NLL may be compared: of one kind of latents, or one has none."""
+        return self.kind == other.kind or "none" in (self.kind, other.kind)
+
+    def apart(self, other: "Row") -> bool:
+        """Whether the two are told apart by NLL."""
+        return self.compares(other) and not {*self.groups} & {*other.groups}
+
     @cached_property
     def about(self) -> dict[str, Any]:
         """Means by the names of `load_cells`, for `may_win`."""
         names = ("nll", "nll_half", "khat_bad")
-        kinds = {cell["test/latent"] for cell in self.done}
         found: dict[str, Any] = {
             f"test/{name}": mean([cell[f"test/{name}"] for cell in self.done]) for name in names
         }
-        return found | {"test/latent": kinds.pop() if len(kinds) == 1 else None}
+        return found | {"test/latent": self.kind}
 
 
 @dataclass
@@ -285,13 +299,25 @@ def _compare(rows: list[Row]) -> None:
     for row, p in zip(tested, holm([_p(row.versus_plain) for row in tested]), strict=True):
         row.p = float(p)
         row.won = plain and _won(row, plain)
-    told = _told_apart(rows, by_sentence)
-    names = [row.name for row in rows]
-    groups = tie_groups(names, [row.means["nll"][0] for row in rows], lambda a, b: told[a, b])
-    first = winner(groups) if len(rows) > 1 else None
+    _tie(rows, _told_apart(rows, by_sentence))
+
+
+def _tie(rows: list[Row], told: Mapping[tuple[str, str], bool]) -> None:
+    """Fill in who ties with whom: the rows of each kind of latent with those that have none."""
+    groups: list[tuple[str, ...]] = []
+    winners: list[str | None] = []
+    kinds = {row.name: row.kind for row in rows}
+    for kind in sorted({*kinds.values()} - {"none"}, key=str) or ["none"]:
+        members = [row for row in rows if kinds[row.name] in (kind, "none")]
+        means = [row.means["nll"][0] for row in members]
+        found = tie_groups([row.name for row in members], means, lambda a, b: told[a, b])
+        groups += [group for group in found if group not in groups]
+        first = winner(found) if len(members) > 1 else None
+        winners += [first]
+        for row in members:
+            row.best = row.name == first and (kinds[row.name] != "none" or {*winners} == {first})
     for row in rows:
         row.groups = "".join(_letter(i) for i, group in enumerate(groups) if row.name in group)
-        row.best = row.name == first
 
 
 def _pays(

@@ -225,10 +225,11 @@ def _story(board: Board) -> list[str]:
     if not rows:
         return ["No run is done."]
     first, *others = rows
+    others = [row for row in others if first.compares(row)]
     lowest = f"{first.name} has the lowest NLL, {number(*first.means['nll'])} nats a sentence"
-    ties = [row.name for row in others if set(row.groups) & set(first.groups)]
+    ties = [row.name for row in others if not first.apart(row)]
     named = ", ".join(ties) if len(ties) < 6 else f"{len(ties)} of {len(others)} others"
-    told = f"not told apart from {named}" if ties else "told apart from every other row"
+    told = f"not told apart from {named}" if ties else "told apart from every other"
     story = [f"{lowest}; {told}." if others else f"{lowest}."]
     for verdict, has_latent, words in (
         ("pays", True, "Reading z pays, against the language model: {}."),
@@ -236,9 +237,7 @@ def _story(board: Board) -> list[str]:
         ("costs", True, "Worse than the language model: {}."),
     ):
         names = [
-            row.name
-            for row in rows
-            if row.pays == verdict and (row.about["test/latent"] != "none") == has_latent
+            row.name for row in rows if row.pays == verdict and (row.kind != "none") == has_latent
         ]
         story += [words.format(", ".join(names))] if names else []
     if any(row.pays for row in rows) and not any(row.pays == "pays" for row in rows):

@@ -681,7 +681,7 @@ def _pairs(rows: Sequence[Series]) -> Sheet | None:
     shown = known[:PAIRS]
     n = len(shown)
     less = np.array([[_difference(a.row, b.row) for b in shown] for a in shown])
-    apart = np.array([[not {*a.row.groups} & {*b.row.groups} for b in shown] for a in shown])
+    apart = np.array([[a.row.apart(b.row) for b in shown] for a in shown])
     apart &= np.isfinite(less)
     title = f"{apart.sum() // 2} of {n * (n - 1) // 2} pairs of rows can be told apart by NLL"
     size = min(31.0, 372 / n)

@@ -31,9 +31,10 @@ PLUS_MINUS = {"md": " ± ", "tex": r" $\pm$ "}
 LEGEND = """\
 Test split; costs in nats a sentence, means over the finished seeds, ± half of the 95 % t-interval
 (from three seeds on). **ties**: two rows that share a letter cannot be told apart by NLL (by seeds
-and sentences, Holm over all pairs; never across kinds of latents, never where more than 10 % of the
-sentences have importance weights that cannot be trusted, nor where doubling the samples moves NLL
-by more than the difference); bold is told apart from all. **- vae**: NLL less the plain VAE's,
+and sentences, Holm over all pairs; never where more than 10 % of the sentences have importance
+weights that cannot be trusted, nor where doubling the samples moves NLL by more than the
+difference); rows of two kinds of latents are not compared and share no letter. Bold is told apart
+from all that it is compared with. **- vae**: NLL less the plain VAE's,
 paired by seed; p adjusted for all rows (Holm), bold where the row is better, in brackets where it
 is significant and those same conditions do not let it count. **placebo**: NLL less that of the same
 method whose encoder reads another sentence. **pays**: NLL by sentence against the language model,

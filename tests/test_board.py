@@ -56,7 +56,33 @@ def test_rows_are_told_apart_where_seeds_and_sentences_allow(tmp_path: Path):
     assert rows["free"].p < 0.05 < 1 and math.isnan(rows["vae"].p)
 
 
-@pytest.mark.parametrize("why", [{"khat_bad": 0.2}, {"nll_half": 40.0}, {"latent": "sequence"}])
+def test_each_kind_of_latent_has_ties_of_its_own(tmp_path: Path):
+    """With the rows that have none, which are compared with all."""
+    for seed in range(5):
+        run(tmp_path, "lm", seed, 34.0)
+        run(tmp_path, "vae", seed, 34.0)
+        run(tmp_path, "free", seed, 32.0)
+        run(tmp_path, "path", seed, 30.0, latent="sequence")
+        run(tmp_path, "walk", seed, 34.0, latent="sequence")
+    rows = {row.name: set(row.groups) for row in only(tmp_path).rows}
+    assert rows["vae"] & rows["lm"] and rows["walk"] & rows["lm"]
+    assert not (rows["vae"] | rows["free"]) & (rows["walk"] | rows["path"])
+    assert not rows["free"] & rows["lm"] and not rows["path"] & rows["lm"]
+    assert {row.name for row in only(tmp_path).rows if row.best} == {"free", "path"}
+
+
+def test_a_row_without_latents_is_best_if_no_kind_has_a_better(tmp_path: Path):
+    for seed in range(5):
+        run(tmp_path, "lm", seed, 31.0)
+        run(tmp_path, "free", seed, 32.0)
+        run(tmp_path, "path", seed, 33.0, latent="sequence")
+    assert [row.name for row in only(tmp_path).rows if row.best] == ["lm"]
+    for seed in range(5):
+        run(tmp_path, "walk", seed, 30.0, latent="sequence")
+    assert [row.name for row in only(tmp_path).rows if row.best] == ["walk"]
+
+
+@pytest.mark.parametrize("why", [{"khat_bad": 0.2}, {"nll_half": 40.0}])
 def test_what_the_estimates_do_not_carry_is_no_win(tmp_path: Path, why):
     for seed in range(5):
         run(tmp_path, "vae", seed, 34.0)
