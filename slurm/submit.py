@@ -221,7 +221,11 @@ def submit(asked: Order) -> int:
     if inline:
         status = int(any(standing.state != "done" for standing in look(results, only=names)))
     else:
-        status = wait(results, [p for p in paths if p in names or standings[p].state in OPEN])
+        mine = [p for p in paths if p in names or standings[p].state in OPEN]
+        status = wait(results, mine)
+        if any(standing.state == "missing" for standing in look(results, only=mine)):
+            # a run by hand, which was waited for, was cut off
+            return submit(replace(asked, only="missing"))
     if asked.cluster.leaderboard and page.build(results):
         _say(str(page.told(results)))
     return status

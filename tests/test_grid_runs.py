@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -522,6 +524,19 @@ def test_help_and_status_import_no_torch():
         code = f"import sys, slurm.{module} as m; m.main(['--help'])"
         code += "; sys.exit('torch' in sys.modules)"
         assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_who_waits_runs_what_a_run_by_hand_left(words, results):
+    asked = [*words, "method=lm"]
+    made = submit.plan(asked)
+    submit.lay_down(results, made)
+    by_hand = record.RunDirectory(made[0][0].path(results))
+    until_cut_off = ExitStack()
+    until_cut_off.enter_context(by_hand.lease())
+    by_hand.write(status="running")
+    threading.Timer(5.0, until_cut_off.close).start()
+    assert submitted(*asked, "cluster=local", "--wait") == 0
+    assert states(results) == {"done": 1}
 
 
 def test_a_cell_that_never_gets_on_is_given_up(words, results, monkeypatch):
