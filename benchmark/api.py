@@ -32,6 +32,7 @@ class Batch:
     source: [B, S] ids the inference network reads, `<s>` and `</s>` included.
     target_lengths, source_lengths: [B] int64.
     noise: None in training; in evaluation what makes every draw reproducible.
+    encoded: what the model's `encode` said of these sentences, where that is known already.
     """
 
     targets: Tensor
@@ -40,6 +41,7 @@ class Batch:
     target_lengths: Tensor
     source_lengths: Tensor
     noise: Noise | None = None
+    encoded: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -121,6 +123,17 @@ class LatentModel(nn.Module):
     def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
         """[B, K], the decoder's score of each sentence under codes z [B, K, ...] handed in;
         differentiable in z."""
+
+    def encode(self, batch: Batch) -> tuple[Tensor, ...] | None:
+        """[B, ...] each, all that `draw`, `posterior` and `log_q` learn of `source`. A model that
+        has it asks `encoded` for it, and the evaluator computes it once a sentence."""
+        return None
+
+    def encoded(self, batch: Batch) -> tuple[Tensor, ...]:
+        """`encode`, or what it said before."""
+        found = self.encode(batch) if batch.encoded is None else batch.encoded
+        assert found is not None, f"{type(self).__name__} has no encode"
+        return found
 
     def posterior(
         self, batch: Batch

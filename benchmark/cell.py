@@ -40,8 +40,7 @@ BEST, FINISHED = "checkpoints/best.pt", "checkpoints/evaluation.pt"
 
 
 def choose_device(config: DictConfig) -> torch.device:
-    """The device that `device` names. Raises UserError if it is not there, or cannot train in the
-    precision asked for."""
+    """The device that `device` names. Raises UserError if it is not there."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,10 +53,6 @@ def choose_device(config: DictConfig) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(f"device={name} is not here: torch sees {found} GPUs; use device=auto.")
-    if config.precision is Precision.bf16 and device.type == "cpu":
-        # oneDNN's backward of a bf16 LSTM is silently wrong from hidden size 1024 on where the
-        # processor has AMX.
-        raise UserError("precision=bf16 trains on CUDA only; use precision=fp32 on a CPU.")
     return device
 
 
@@ -76,6 +71,11 @@ def prepare_torch(config: DictConfig, device: torch.device) -> None:
     # denormal numbers costs tens of times the arithmetic.
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix units for bfloat16; a CPU's are AMX."""
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _keep_memory() -> None:
@@ -293,6 +293,10 @@ class _Cell:
         self.finished: _Finished | None = None
         forget_peak_memory(device)
         prepare_torch(config, device)
+        if config.precision is Precision.bf16 and not fast_in_bf16(device):
+            log.warning(
+                "this processor has no AMX: it trains in bf16 as asked, but slower than in fp32"
+            )
         self.task, batches = make_task(config, corpus)
         method = config.method
         fields = {key: value for key, value in method.items() if key != "name"}

@@ -1,6 +1,7 @@
 """The models and the token likelihood against independent computations."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -49,39 +50,45 @@ def make_vae(seed: int = 0, latent: int = 3) -> GaussianVAE:
 # -- the token likelihood -----------------------------------------------------------------------
 
 
-def scores(slab: int, hidden, weight, targets, upstream):
+def scores(slab: int, kept: int, hidden, weight, targets, upstream):
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    value = token_log_likelihood(hidden, weight, targets, slab=slab)
+    value = token_log_likelihood(hidden, weight, targets, slab, kept)
     return value.detach(), *torch.autograd.grad((value * upstream).sum(), (hidden, weight))
 
 
-def test_slabs_change_neither_likelihood_nor_gradient():
+@pytest.mark.parametrize("cached", [0, 13 * 7, 10**9])
+def test_slabs_change_neither_likelihood_nor_gradient(monkeypatch, cached):
     torch.manual_seed(0)
-    hidden, weight = torch.randn(50, 6), torch.randn(13, 6)
+    monkeypatch.setattr(likelihood, "CACHED", cached)
+    hidden, weight = 5 * torch.randn(50, 6), 5 * torch.randn(13, 6)  # some tokens are certain
     targets, upstream = torch.randint(0, 13, (50,)), torch.randn(50)
-    by_hand = torch.log_softmax(hidden.double() @ weight.double().T, -1)[range(50), targets]
-    whole = scores(10**9, hidden, weight, targets, upstream)
-    torch.testing.assert_close(whole[0].double(), by_hand, rtol=1e-5, atol=1e-6)
-    for slab in (13, 40, 13 * 49):
-        for a, b in zip(whole, scores(slab, hidden, weight, targets, upstream), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    h, w = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    by_hand = torch.log_softmax(h @ w.T, -1)[range(50), targets]
+    exact = by_hand.detach(), *torch.autograd.grad((by_hand * upstream).sum(), (h, w))
+    for slab, kept in product((13, 40, 13 * 49, 10**9), (0, 10**9)):
+        found = scores(slab, kept, hidden, weight, targets, upstream)
+        for a, b in zip(found, exact, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("grad", [True, False])
-def test_no_more_logits_than_a_slab_exist_at_once(monkeypatch, grad):
+@pytest.mark.parametrize(("grad", "kept"), [(True, 0), (True, 2000), (False, 0)])
+def test_no_more_logits_than_a_slab_are_computed_at_once(monkeypatch, grad, kept):
     seen = []
-    real = F.cross_entropy
+    real = F.linear
 
-    def watched(logits, *rest, **options):
+    def watched(hidden, weight):
+        logits = real(hidden, weight)
         seen.append(logits.numel())
-        return real(logits, *rest, **options)
+        return logits
 
-    monkeypatch.setattr(likelihood.F, "cross_entropy", watched)
+    monkeypatch.setattr(likelihood.F, "linear", watched)
     hidden = torch.randn(100, 4, requires_grad=grad)
     with torch.set_grad_enabled(grad):
-        value = token_log_likelihood(hidden, torch.randn(20, 4), torch.zeros(100).long(), slab=200)
+        value = token_log_likelihood(
+            hidden, torch.randn(20, 4), torch.zeros(100).long(), slab=200, kept=kept
+        )
     assert max(seen) == 200 and sum(seen) == 2000
-    if grad:
+    if grad and kept == 0:
         value.sum().backward()
         assert max(seen) == 200 and sum(seen) == 4000  # each slab once more
 
@@ -96,7 +103,7 @@ def test_the_likelihood_can_be_differentiated_twice():
     def total(h, w):
         return torch.log_softmax(h @ w.T, -1)[range(6), targets].sum()
 
-    for slab in (10**6, 10):
+    for slab in (10**6, 10):  # PyTorch's own, and ours
         value = token_log_likelihood(hidden, weight, targets, slab=slab).sum()
         (first,) = torch.autograd.grad(value, hidden, create_graph=True)
         second = torch.autograd.grad(first.square().sum(), weight)[0]

@@ -1,16 +1,20 @@
-"""Z-Forcing: the model step by step, and what its auxiliary cost may and may not move."""
+"""Z-Forcing: the model against the textbook's, and what its auxiliary cost may and may not move."""
 
 import math
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
 
 from benchmark.api import BOS, EOS, PAD, Batch, Draw
 from benchmark.noise import Noise
 from benchmark.objectives import negative_elbo
 from tests.test_methods import recipe, sentences
+from tests.textbook_zforcing import TextbookZForcing
 
+WEIGHTS = (0.7, 0.4, 1.3)  # of the rate, the auxiliary cost and the backward language model
 FIELDS = ("targets", "inputs", "source", "target_lengths", "source_lengths")
 
 
@@ -28,56 +32,143 @@ def some(n: int) -> Batch:
     return batch.but(**{name: getattr(batch, name)[:n] for name in FIELDS})
 
 
-def two_layers(net, *features):
-    hidden = torch.nn.functional.leaky_relu(
-        torch.cat(features, -1) @ net[0].weight.T + net[0].bias, 1 / 3
-    ).clamp(-3, 3)
-    mean, log_variance = (hidden @ net[1].weight.T + net[1].bias).clamp(-8, 8).chunk(2, -1)
-    return Normal(mean, (log_variance / 2).exp())
+# A module of the textbook -> the same module of the harness; layers of a Gaussian are numbered.
+MODULES = {
+    "embedding": "generator.embed",
+    "reader": "inference.lstm",
+    "reader_output": "inference.output",
+    "prior": "generator.prior",
+    "posterior": "inference.posterior",
+    "auxiliary": "generator.auxiliary",
+    "code": "generator.code",
+    "cell": "generator.cell",
+    "output": "generator.output",
+}
 
 
-def lstm_by_hand(cell, x, h, c):
-    gates = x @ cell.weight_ih.T + cell.bias_ih + h @ cell.weight_hh.T + cell.bias_hh
-    i, f, g, o = gates.chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
+def counterpart(name: str) -> str:
+    module, _, rest = name.partition(".")
+    return f"{MODULES[module]}.{rest.replace('inner', '0').replace('outer', '1')}"
+
+
+def by_the_book(model, sees_history: bool) -> TextbookZForcing:
+    """The textbook's model with the same weights."""
+    theirs = TextbookZForcing(20, embedding=4, hidden=6, mlp=3, units=3, sees_history=sees_history)
+    names = {counterpart(name) for name, _ in theirs.named_parameters()}
+    assert names == {name for name, _ in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter.copy_(model.get_parameter(counterpart(name)))
+    return theirs
+
+
+def uneven(lengths: list[int]) -> Batch:
+    """Sentences of so many predicted tokens, padded."""
+    batch, own = some(len(lengths)), torch.tensor(lengths)
+    source, places = batch.source.clone(), torch.arange(14)
+    source[places == own[:, None]] = EOS
+    source[places > own[:, None]] = PAD
+    inputs = source[:, :-1].masked_fill(source[:, :-1] == EOS, PAD)
+    return Batch(source[:, 1:], inputs, source, own, own + 1)
+
+
+@torch.no_grad()
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape and float(theirs.norm()) > 0
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 @pytest.mark.parametrize("sees_history", [False, True])
-def test_a_draw_is_the_model_written_out_step_by_step(sees_history):
-    """One sentence, by a loop of its own: every density, the rate and both extra costs."""
-    model = make_model(sees_history=sees_history)
-    batch = some(1).but(noise=Noise("test", torch.arange(1)))
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_draw_and_its_gradients_are_the_textbooks(sees_history, k):
+    """Every density, the rate, both extra costs and the gradient of all weights; the textbook
+    meets the sentences one by one."""
+    model, ids = make_model(sees_history=sees_history), torch.arange(5)
+    batch = uneven([13, 6, 1, 9, 13]).but(noise=Noise("test", ids))
+    draw = model.draw(batch, k)
+    kl, auxiliary, backward = WEIGHTS
+    loss = -draw.log_px.mean() + kl * draw.kl.sum(-1).mean()
+    loss = loss + auxiliary * draw.aux["auxiliary"].mean() + backward * draw.aux["backward"].mean()
+    loss.backward()
+
+    theirs, eps = by_the_book(model, sees_history), Noise("test", ids).normal(k, 13, 3)
+    rows = zip(batch.source, batch.target_lengths, eps, strict=True)
+    each = [theirs.loss(x[: n + 1].expand(k, -1), e[:, :n], *WEIGHTS) for x, n, e in rows]
+    wanted = {name: torch.stack([parts[name] for _, parts in each]) for name in each[0][1]}
+    expected = torch.stack([value for value, _ in each]).mean()
+    expected.backward()
+
+    got = {"rec": -draw.log_px, "log_pz": draw.log_pz, "log_qz": draw.log_qz}
+    means = {"kl": draw.kl.sum(-1), **draw.aux}  # over the samples
+    found = {name: relative(value, wanted.pop(name)) for name, value in got.items()}
+    found |= {name: relative(value, wanted.pop(name).mean(1)) for name, value in means.items()}
+    named = [(name, p.grad) for name, p in theirs.named_parameters()]
+    assert not wanted and all(gradient.any() for _, gradient in named)
+    ours = [model.get_parameter(counterpart(name)).grad.flatten() for name, _ in named]
+    found["gradient"] = relative(torch.cat(ours), torch.cat([g.flatten() for _, g in named]))
+    found["loss"] = relative(loss, expected)
+    assert all(value < 1e-5 for value in found.values()), found
+
+
+def test_the_textbook_by_distributions_and_gates_written_out():
+    """One sentence of two words: the baseline is held to arithmetic of another kind."""
+    model = make_model()
+    theirs, x, eps = by_the_book(model, False), torch.tensor([[BOS, 7, EOS]]), torch.randn(1, 2, 3)
+
+    def gaussian(net, *features):
+        inner = F.leaky_relu(net.inner(torch.cat(features)), 1 / 3).clamp(-3, 3)
+        mean, log_variance = net.outer(inner).clamp(-8, 8).chunk(2)
+        return Normal(mean, (log_variance / 2).exp())
+
+    def step(cell, weights, value, h, c):
+        w_x, w_h, b_x, b_h = (getattr(cell, name) for name in weights)
+        i, f, g, o = (w_x @ value + b_x + w_h @ h + b_h).chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     with torch.no_grad():
-        draw = model.draw(batch)
-        g, q = model.generator, model.inference
-        eps = Noise("test", torch.arange(1)).normal(1, 13, 3)[0]
-        x, y = batch.source[0, :-1], batch.source[0, 1:]
-        b, state = [], None
-        for t in reversed(range(13)):
-            out, state = q.lstm(g.embed(y[t]).view(1, 1, -1), state)
-            b.insert(0, out[0])  # [1, H]
-        h = c = torch.zeros(1, 6)
-        log_px = log_pz = log_qz = auxiliary = backward = 0.0
-        kl = torch.zeros(3)
-        for t in range(13):
-            prior, posterior = two_layers(g.prior, h), two_layers(q.posterior, h, b[t])
-            z = posterior.mean + posterior.stddev * eps[:, t]
-            features = (h, z) if sees_history else (z,)
-            forced = two_layers(g.auxiliary, *features)
-            auxiliary -= Normal(forced.mean.tanh(), forced.stddev).log_prob(b[t]).sum()
-            backward -= torch.log_softmax(b[t] @ q.output.weight.T, -1)[0, x[t]]
-            kl += torch.distributions.kl_divergence(posterior, prior)[0]
-            log_pz += prior.log_prob(z).sum()
-            log_qz += posterior.log_prob(z).sum()
-            word = torch.cat([z @ g.code.weight.T + g.code.bias, g.embed(x[t])[None]], -1)
-            h, c = lstm_by_hand(g.cell, word, h, c)
-            log_px += torch.log_softmax(h @ g.output.weight.T, -1)[0, y[t]]
-    got = (draw.log_px, draw.log_pz, draw.log_qz, draw.aux["auxiliary"], draw.aux["backward"])
-    wanted = (log_px, log_pz, log_qz, auxiliary, backward)
-    for value, expected in zip(got, wanted, strict=True):
-        assert float(value) == pytest.approx(float(expected), rel=1e-4)
-    torch.testing.assert_close(draw.kl[0], kl, rtol=1e-4, atol=1e-4)
+        _, parts = theirs.loss(x, eps)
+        embedded, zero = theirs.embedding.weight, torch.zeros(6)
+        last = step(theirs.reader, [f"{n}_l0" for n in names], embedded[EOS], zero, zero)
+        first = step(theirs.reader, [f"{n}_l0" for n in names], embedded[7], *last)
+        h, c, expected = zero, zero, dict.fromkeys(parts, 0.0)
+        for t, (word, target, b) in enumerate([(BOS, 7, first[0]), (7, EOS, last[0])]):
+            p, q = gaussian(theirs.prior, h), gaussian(theirs.posterior, h, b)
+            z = q.mean + q.stddev * eps[0, t]
+            forced = gaussian(theirs.auxiliary, z)
+            forced = Normal(forced.mean.tanh(), forced.stddev)
+            h, c = step(theirs.cell, names, torch.cat([theirs.code(z), embedded[word]]), h, c)
+            expected["rec"] -= theirs.output(h).log_softmax(0)[target]
+            expected["kl"] += kl_divergence(q, p).sum()
+            expected["auxiliary"] -= forced.log_prob(b).sum()
+            expected["backward"] -= theirs.reader_output(b).log_softmax(0)[word]
+            expected["log_pz"] += p.log_prob(z).sum()
+            expected["log_qz"] += q.log_prob(z).sum()
+    for name, value in expected.items():
+        assert float(parts[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_codes_handed_in_score_as_when_they_were_drawn():
+    model, batch = make_model().eval(), some(5)
+    with torch.no_grad():
+        draw = model.draw(batch, 3)
+        torch.testing.assert_close(model.log_px(batch, draw.z), draw.log_px)
+
+
+def test_words_are_written_by_the_recurrence_that_scores_them():
+    """Greedy words from codes handed in are the likeliest at every step of `unroll`."""
+    model = make_model().eval()
+    z = 5 * torch.randn(20, 9, 3)
+    with torch.no_grad():
+        words = model.decode(z, max_length=9)
+        inputs = torch.cat([torch.full((20, 1), BOS), words[:, :-1]], 1)
+        _, _, after = model.unroll(inputs, 1, lambda h, t: z[:, None, t])
+        logits = model.generator.output(after[:, 0])
+    logits[..., [PAD, BOS]] = -math.inf
+    real = words != PAD
+    assert real.sum() > 50 and len(words[real].unique()) > 5
+    assert torch.equal(logits.argmax(-1)[real], words[real])
 
 
 def test_the_backward_reader_has_seen_the_target_of_its_step_and_what_follows():
@@ -136,7 +227,10 @@ def test_the_auxiliary_part_is_no_part_of_an_evaluation():
 
 def test_a_posterior_equal_to_its_prior_is_white():
     model = make_model()
-    model.inference.posterior.forward = lambda h, b: model.generator.prior(h)
+    with torch.no_grad():
+        for ours, prior in zip(model.inference.posterior, model.generator.prior, strict=True):
+            ours.weight.zero_()[:, : prior.in_features] = prior.weight  # deaf to b
+            ours.bias.copy_(prior.bias)
     draw = model.draw(some(4))
     mean, variance, mask = model.posterior(some(4))
     assert mask.shape == (4, 13)

@@ -9,10 +9,12 @@ from benchmark.models.gaussian import (
 )
 from benchmark.models.likelihood import token_log_likelihood
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder, initialise
+from benchmark.models.recurrent import LSTM
 from benchmark.models.stochastic import Generator, Inference, StochasticLSTM
 from benchmark.models.temporal import AntiCausalEncoder, TemporalVAE, kl_to_ar1
 
 __all__ = [
+    "LSTM",
     "AntiCausalEncoder",
     "GaussianVAE",
     "Generator",

@@ -43,8 +43,12 @@ class GaussianVAE(LatentModel):
     def parts(self) -> dict[str, nn.Module]:
         return {"encoder": self.encoder, "decoder": self.decoder}
 
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x), [B, D] each."""
+        return self.encoder(batch)
+
     def draw(self, batch: Batch, k: int = 1) -> Draw:
-        mean, log_variance = self.encoder(batch)  # [B, D]
+        mean, log_variance = self.encoded(batch)
         noise = batch.normal(k, self.units)  # [B, K, D]
         z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
         return Draw(
@@ -60,13 +64,13 @@ class GaussianVAE(LatentModel):
         return self.decoder.log_px(batch, z)
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(batch)
+        mean, log_variance = self.encoded(batch)
         return mean, log_variance.exp()
 
     def log_q(self, z: Tensor, batch: Batch) -> Tensor:
         # The square is expanded into two matrix products, [N, 2D] x [2D, B]; in float64, where the
         # cancellation of its terms costs nothing even for tiny variances.
-        mean, log_variance = (value.double() for value in self.encoder(batch))
+        mean, log_variance = (value.double() for value in self.encoded(batch))
         z, precision = z.double(), (-log_variance).exp()
         quadratic = (
             torch.cat([z.square(), z], -1) @ torch.cat([precision, -2 * mean * precision], -1).mT

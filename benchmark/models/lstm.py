@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from benchmark.api import BOS, EOS, PAD, Batch
 from benchmark.models.likelihood import token_log_likelihood
+from benchmark.models.recurrent import LSTM
 
 
 def initialise(module: nn.Module, bound: float, embedding_bound: float) -> None:
@@ -16,6 +17,15 @@ def initialise(module: nn.Module, bound: float, embedding_bound: float) -> None:
     for parameter in module.parameters():
         limit = embedding_bound if id(parameter) in embeddings else bound
         nn.init.uniform_(parameter, -limit, limit)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, but on a CPU its masks cost a third: they are uniform numbers compared."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or not self.training or not 0 < self.p < 1:
+            return super().forward(input)
+        return input * torch.rand_like(input).ge_(self.p).div_(1 - self.p)
 
 
 class LSTMEncoder(nn.Module):
@@ -35,7 +45,7 @@ class LSTMEncoder(nn.Module):
         super().__init__()
         self.latent, self.init = latent, (init, init_embedding)
         self.embed = nn.Embedding(vocab_size, embedding)
-        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.lstm = LSTM(embedding, hidden)
         self.head = nn.Linear(hidden, 2 * latent, bias=False)
         self.reset_parameters()
 
@@ -73,8 +83,8 @@ class LSTMDecoder(nn.Module):
         super().__init__()
         self.latent, self.init = latent, (init, init_embedding)
         self.embed = nn.Embedding(vocab_size, embedding)
-        self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(embedding + latent, hidden, batch_first=True)
+        self.dropout = Dropout(dropout)
+        self.lstm = LSTM(embedding, hidden, latent)
         from_code = latent > 0 and not stepwise
         self.initial = nn.Linear(latent, hidden, bias=False) if from_code else None
         self.output = nn.Linear(hidden, vocab_size, bias=False)
@@ -94,11 +104,9 @@ class LSTMDecoder(nn.Module):
     def step(
         self, tokens: Tensor, z: Tensor, state: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """States [N, T, H] after reading tokens [N, T] beside codes [N, D] or [N, T, D]; the
-        LSTM's state."""
-        words = self.dropout(self.embed(tokens))
-        codes = z[:, None].expand(-1, tokens.shape[1], -1) if z.dim() == 2 else z
-        states, state = self.lstm(torch.cat([words, codes.to(words.dtype)], dim=-1), state)
+        """States [N, T, H] after reading tokens [B, T] beside codes [N, D] or [N, T, D], N / B of
+        them for each sentence; the LSTM's state."""
+        states, state = self.lstm(self.dropout(self.embed(tokens)), state, z)
         return self.dropout(states), state
 
     def log_px(self, batch: Batch, z: Tensor) -> Tensor:
@@ -106,11 +114,14 @@ class LSTMDecoder(nn.Module):
         [B, K, T, D]."""
         (b, k), t = z.shape[:2], batch.targets.shape[1]
         z = z.flatten(0, 1)
-        inputs = batch.inputs.repeat_interleave(k, dim=0)  # [B K, T]
+        inputs = batch.inputs
+        if self.training:  # each code has dropout's masks of its own
+            inputs = inputs.repeat_interleave(k, dim=0)
         states, _ = self.step(inputs, z, self.start(z))
-        targets = batch.targets[:, None].expand(b, k, t)
-        scores = token_log_likelihood(states.flatten(0, 1), self.output.weight, targets.flatten())
-        return (scores.view(b, k, t) * batch.mask[:, None]).sum(-1)
+        states = states.transpose(0, 1).flatten(0, 1)  # [T B K, H], as an LSTM leaves them
+        targets = batch.targets.t()[..., None].expand(t, b, k)
+        scores = token_log_likelihood(states, self.output.weight, targets.flatten())
+        return (scores.view(t, b, k) * batch.mask.t()[..., None]).sum(0)
 
     @torch.no_grad()
     def generate(self, z: Tensor, *, max_length: int, temperature: float) -> Tensor:

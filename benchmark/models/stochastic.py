@@ -3,15 +3,18 @@ predicted token, with a learned prior and a posterior that follow the sentence's
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from benchmark.api import BOS, EOS, PAD, Batch, Draw, LatentModel
 from benchmark.models.gaussian import gaussian_log_density, kl_to_standard
 from benchmark.models.likelihood import token_log_likelihood
 from benchmark.models.lstm import LSTMDecoder
+from benchmark.models.recurrent import LSTM
 
 
 class Gaussian(nn.Sequential):
@@ -22,9 +25,55 @@ class Gaussian(nn.Sequential):
         super().__init__(nn.Linear(inputs, hidden), nn.Linear(hidden, 2 * units))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = F.leaky_relu(self[0](torch.cat(features, -1)), 1 / 3).clamp(-3, 3)
+        return self.moments(self[0](torch.cat(features, -1)))
+
+    def moments(self, inner: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest, from what the first layer makes of the features."""
+        hidden = F.leaky_relu(inner, 1 / 3).clamp(-3, 3)
         mean, log_variance = self[1](hidden).float().clamp(-8, 8).chunk(2, -1)
         return mean, log_variance
+
+
+class Recurrent:
+    """`weight h_{t-1} + given_t`, step by step from the first, for K states of each sentence. The
+    weight's gradient is one product over all steps, not a sum of as many as there are steps.
+
+    weight: [G, H]; given: [T, B, G], what does not depend on the states and is the same for all K.
+    """
+
+    def __init__(self, weight: Tensor, given: Tensor, k: int):
+        self.states: list[Tensor] = []
+        given = given[:, :, None].expand(-1, -1, k, -1)
+        self.given = _Deferred.apply(weight, given, self.states).unbind()
+        self.weight = weight.detach().to(given.dtype)
+
+    def __call__(self, h: Tensor, t: int) -> Tensor:
+        """[B, K, G] from h_{t-1} [B, K, H]."""
+        if torch.is_grad_enabled():
+            self.states.append(h.detach())
+        return F.linear(h, self.weight) + self.given[t]
+
+
+class _Deferred(torch.autograd.Function):
+    """`given` itself, whose gradient and the states tell the weight's."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, given: Tensor, states: list[Tensor]) -> Tensor:
+        ctx.states = states
+        return given.view_as(given)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_given: Tensor):
+        states = torch.stack(ctx.states).type_as(d_given)
+        return d_given.flatten(0, -2).t() @ states.flatten(0, -2), d_given, None
+
+
+def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t and c_t from the sums that enter the gates, in PyTorch's order, and c_{t-1}."""
+    i, f, g, o = gates.chunk(4, -1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
 
 
 def reset(module: nn.Module) -> None:
@@ -44,7 +93,7 @@ class Inference(nn.Module):
 
     def __init__(self, vocab_size: int, embedding: int, hidden: int, mlp: int, units: int):
         super().__init__()
-        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.lstm = LSTM(embedding, hidden)
         self.posterior = Gaussian(2 * hidden, mlp, units)
         self.output = nn.Linear(hidden, vocab_size, bias=False)
         self.reset_parameters()
@@ -100,18 +149,21 @@ class StochasticLSTM(LatentModel):
 
     def unroll(self, inputs: Tensor, k: int, code: Callable[[Tensor, int], Tensor]):
         """Run the recurrence over inputs [B, T], K times for each sentence, with the codes
-        [B K, U] that `code(h_{t-1}, t)` says. Returns z [B K, T, U], states before and after
-        each step, [B K, T, H]."""
-        g = self.generator
-        words = g.dropout(g.embed(inputs)).repeat_interleave(k, dim=0)
-        h = cell = words.new_zeros(len(words), g.hidden)
+        [B, K, U] that `code(h_{t-1}, t)` says. Returns z [B, K, T, U], states before and after
+        each step, [B, K, T, H]."""
+        g, cell = self.generator, self.generator.cell
+        of_code, of_word = cell.weight_ih.split(g.code.out_features, 1)
+        bias = cell.bias_ih + cell.bias_hh + of_code @ g.code.bias
+        of_code = of_code @ g.code.weight  # two maps in a row are one
+        words = g.dropout(g.embed(inputs.t()))
+        gates = Recurrent(cell.weight_hh, F.linear(words, of_word, bias), k)
+        h = c = words.new_zeros(len(inputs), k, g.hidden)
         codes, states = [], [h]
         for t in range(inputs.shape[1]):
             codes.append(code(h, t))
-            h, cell = g.cell(torch.cat([g.code(codes[-1]), words[:, t]], -1), (h, cell))
+            h, c = lstm_cell(gates(h, t) + F.linear(codes[-1], of_code), c)
             states.append(h)
-        after = torch.stack(states, 1)
-        return torch.stack(codes, 1), after[:, :-1], after[:, 1:]
+        return torch.stack(codes, 2), torch.stack(states[:-1], 2), torch.stack(states[1:], 2)
 
     def read(self, batch: Batch) -> Tensor:
         """b [B, T, H] of the sentences in `source`."""
@@ -119,28 +171,33 @@ class StochasticLSTM(LatentModel):
         words = g.dropout(g.embed(batch.source[:, 1:]))
         return self.inference.backward_states(words, batch.source_lengths - 1)
 
+    def encode(self, batch: Batch) -> tuple[Tensor]:
+        """b, see `read`."""
+        return (self.read(batch),)
+
     def infer(self, batch: Batch, k: int):
         """Ancestral samples of the posterior, K a sentence: what `unroll` returns, b, and the
-        moments of q and p, [B K, T, U] each."""
-        b = self.read(batch)
-        behind = b.repeat_interleave(k, dim=0)
-        noise = batch.normal(k, b.shape[1], self.units).flatten(0, 1)
+        moments of q and p, [B, K, T, U] each."""
+        (b,), q = self.encoded(batch), self.inference.posterior
+        weight, bias = q[0].parameters()
+        of_h, of_b = weight.split(b.shape[-1], 1)
+        inner = Recurrent(of_h, F.linear(b.transpose(0, 1), of_b, bias), k)
+        noise = batch.normal(k, b.shape[1], self.units).unbind(2)
         moments: list[tuple[Tensor, Tensor]] = []
 
         def code(h: Tensor, t: int) -> Tensor:
-            moments.append(self.inference.posterior(h, behind[:, t]))
+            moments.append(q.moments(inner(h, t)))
             mean, log_variance = moments[-1]
-            return mean + (0.5 * log_variance).exp() * noise[:, t]
+            return mean + (0.5 * log_variance).exp() * noise[t]
 
         z, before, after = self.unroll(batch.inputs, k, code)
-        q = torch.stack([m for m, _ in moments], 1), torch.stack([v for _, v in moments], 1)
-        return z, before, after, b, q, self.generator.prior(before)
+        means, log_variances = (torch.stack(values, 2) for values in zip(*moments, strict=True))
+        return z, before, after, b, (means, log_variances), self.generator.prior(before)
 
     def draw(self, batch: Batch, k: int = 1) -> Draw:
         z, before, after, b, q, p = self.infer(batch, k)
 
-        def over_steps(value: Tensor) -> Tensor:  # [B K, T, ...] -> [B, K, ...], real steps only
-            value = value.unflatten(0, (len(batch), k))
+        def over_steps(value: Tensor) -> Tensor:  # [B, K, T, ...] -> [B, K, ...], real steps only
             return (value * batch.mask.view(len(batch), 1, -1, *[1] * (value.dim() - 3))).sum(2)
 
         aux = {}
@@ -148,14 +205,14 @@ class StochasticLSTM(LatentModel):
             mean, log_variance = self.generator.auxiliary(
                 *((before, z) if self.generator.sees_history else (z,))
             )
-            target = b.detach().repeat_interleave(k, dim=0)  # no gradient into the reader
+            target = b.detach()[:, None]  # no gradient into the reader
             forced = -gaussian_log_density(target, mean.tanh(), log_variance)
             aux["auxiliary"] = over_steps(forced).mean(1)
             x = batch.source[:, :-1]
             told = token_log_likelihood(b.flatten(0, 1), self.inference.output.weight, x.flatten())
             aux["backward"] = -(told.view_as(x) * batch.mask).sum(1)
         return Draw(
-            z=z.unflatten(0, (len(batch), k)),
+            z=z,
             log_px=self.score(batch, after),
             log_pz=over_steps(gaussian_log_density(z, *p)),
             log_qz=over_steps(gaussian_log_density(z, *q)),
@@ -164,25 +221,24 @@ class StochasticLSTM(LatentModel):
         )
 
     def score(self, batch: Batch, states: Tensor) -> Tensor:
-        """[B, K], log p(x|z) from the states [B K, T, H] after each step."""
-        k = len(states) // len(batch)
-        targets = batch.targets.repeat_interleave(k, dim=0)
+        """[B, K], log p(x|z) from the states [B, K, T, H] after each step."""
+        targets = batch.targets[:, None].expand(states.shape[:-1])
         states = self.generator.dropout(states)
         scores = token_log_likelihood(
-            states.flatten(0, 1), self.generator.output.weight, targets.flatten()
+            states.flatten(0, 2), self.generator.output.weight, targets.flatten()
         ).view_as(targets)
-        return (scores * (targets != PAD)).sum(-1).view(len(batch), k)
+        return (scores * batch.mask[:, None]).sum(-1)
 
     def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
         assert z is not None
-        codes = z.flatten(0, 1)
-        _, _, after = self.unroll(batch.inputs, z.shape[1], lambda h, t: codes[:, t])
+        codes = z.unbind(2)
+        _, _, after = self.unroll(batch.inputs, z.shape[1], lambda h, t: codes[t])
         return self.score(batch, after)
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Whitened by the prior, given one sampled history."""
         _, _, _, _, q, p = self.infer(batch, 1)
-        mean, log_variance = whitened(q, p)
+        mean, log_variance = (value[:, 0] for value in whitened(q, p))
         return mean, log_variance.exp(), batch.mask
 
     @torch.no_grad()

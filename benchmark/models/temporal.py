@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from benchmark.api import Batch, Draw, LatentModel
 from benchmark.models.gaussian import gaussian_log_density
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder, initialise
+from benchmark.models.recurrent import LSTM
 
 
 def kl_to_ar1(mean: Tensor, log_variance: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class AuxiliaryPrior(nn.Module):
 
     def __init__(self, units: int, hidden: int):
         super().__init__()
-        self.lstm = nn.LSTM(units, hidden, batch_first=True)
+        self.lstm = LSTM(units, hidden)
         self.head = nn.Linear(hidden, 2 * units)
 
     def reset_parameters(self) -> None:
@@ -80,8 +81,12 @@ class TemporalVAE(LatentModel):
     def parts(self) -> dict[str, nn.Module]:
         return {"encoder": self.encoder, "decoder": self.decoder, "auxiliary": self.auxiliary}
 
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x), [B, T, U] each."""
+        return self.encoder(batch)
+
     def draw(self, batch: Batch, k: int = 1) -> Draw:
-        mean, log_variance = self.encoder(batch)  # [B, T, U]
+        mean, log_variance = self.encoded(batch)
         mask = batch.mask[:, None]  # [B, 1, T]
         noise = batch.normal(k, *mean.shape[1:])
         z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise  # [B, K, T, U]
@@ -115,7 +120,7 @@ class TemporalVAE(LatentModel):
         return self.decoder.log_px(batch, z)
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        mean, log_variance = self.encoder(batch)
+        mean, log_variance = self.encoded(batch)
         return mean, log_variance.exp(), batch.mask
 
     def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
