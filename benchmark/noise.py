@@ -57,7 +57,8 @@ class Noise:
     def normal(self, k: int, *shape: int) -> Tensor:
         """[B, k, *shape] float32 on the device of `sentence`."""
         device = self.sentence.device
-        stream = mix(torch.tensor((crc32(self.split.encode()) << 16) + self.calls, device=device))
+        # Stays on the CPU: a kernel takes a number as it is, but would wait for it to be copied.
+        stream = mix(torch.tensor((crc32(self.split.encode()) << 16) + self.calls))
         self.calls += 1
         sentence = mix(self.sentence * GOLDEN + stream)  # [B]
         sample = torch.arange(self.first, self.first + k, device=device)

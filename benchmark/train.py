@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from benchmark.api import Batch, Recipe
 from benchmark.config import Budget, Halving, Optimiser
 from benchmark.data.batches import order
 from benchmark.data.corpus import Split
+from benchmark.data.prefetch import Ahead
 from benchmark.evaluate import Report, Stopped
 from benchmark.objectives import negative_elbo
 from benchmark.placebo import shuffled
@@ -139,6 +140,9 @@ class Trainer:
         self._validated = 0  # the newest step after which no validation is owed any more
         self._saved_best: int | None = None  # to which the newest checkpoint on disk refers
         self._others = torch.Generator().manual_seed(seed)
+        # On a CPU a batch is made (0.1 ms) before a thread has woken, on the core the step needs.
+        self.prefetch = device.type == "cuda"
+        self._ahead = Ahead(self._read)
         self._batch: Batch | None = None
         self._logs: dict[str, Tensor] = {}
         self._logged = 0
@@ -147,13 +151,14 @@ class Trainer:
 
     def next(self) -> Batch:
         if self._batch is None:
-            epoch, place = divmod(self.t, self.steps_per_epoch)
-            turn = order(len(self.batches), self.seed, epoch)[place]
-            self._batch = self._fetch(int(turn))
+            self._batch = self._fetch(self._turn(self.t), self._ahead.take)
+            if self.prefetch and self.t + 1 < self.steps:
+                self._ahead.begin(self._turn(self.t + 1))
         return self._batch
 
     def another(self) -> Batch:
-        return self._fetch(int(torch.randint(len(self.batches), (), generator=self._others)))
+        turn = torch.randint(len(self.batches), (), generator=self._others)
+        return self._fetch(int(turn), self._read)
 
     def loss(self, batch: Batch) -> Tensor:
         with self.autocast():
@@ -167,10 +172,12 @@ class Trainer:
         loss.backward()
         self.count["backwards"] += 1
         clipped = self.parts if clip == "all" else moved
-        nn.utils.clip_grad_norm_(
-            [p for name in clipped for p in self.parts[name].parameters()], self.budget.clip
-        )
+        grads = [p.grad for name in clipped for p in self.parts[name].parameters()]
+        norm = nn.utils.get_total_norm([grad for grad in grads if grad is not None])
+        divisor = ((norm + 1e-6) / self.budget.clip).clamp(min=1)
         for name in moved:
+            # PyTorch's fused optimisers divide the gradient by this as they read it
+            self.optimisers[name].grad_scale = divisor  # type: ignore[attr-defined]
             self.optimisers[name].step()
 
     def reset(self, *parts: str) -> None:
@@ -196,23 +203,24 @@ class Trainer:
         """Train up to `until` outer steps, or as far as the schedule goes; True if it got there,
         False, and saved, if it was asked to stop. `save_every` is in seconds."""
         saved = time.monotonic()
-        while self._owes_validation or (self.t < until and not self.ended):
-            try:
-                if stop_requested():
-                    raise Stopped
-                if self._owes_validation:
-                    self._validate()
-                    due = self._at_epoch
-                else:
-                    self._advance()
-                    progress(self.t, self.steps)
-                    due = False
-            except Stopped:  # also by a validation, which is then owed: no step is done again
-                self.save()
-                return False
-            if due or time.monotonic() - saved > save_every:
-                self.save()
-                saved = time.monotonic()
+        with closing(self._ahead):
+            while self._owes_validation or (self.t < until and not self.ended):
+                try:
+                    if stop_requested():
+                        raise Stopped
+                    if self._owes_validation:
+                        self._validate()
+                        due = self._at_epoch
+                    else:
+                        self._advance()
+                        progress(self.t, self.steps)
+                        due = False
+                except Stopped:  # also by a validation, which is then owed: no step is done again
+                    self.save()
+                    return False
+                if due or time.monotonic() - saved > save_every:
+                    self.save()
+                    saved = time.monotonic()
         return True
 
     def _advance(self) -> None:
@@ -312,22 +320,29 @@ class Trainer:
             backwards=self.count["backwards"],
         )
 
-    def _fetch(self, turn: int) -> Batch:
-        indices = self.batches[turn]
+    def _turn(self, t: int) -> int:
+        """Which of the batches is that of step `t`."""
+        epoch, place = divmod(t, self.steps_per_epoch)
+        return int(order(len(self.batches), self.seed, epoch)[place])
+
+    def _read(self, turn: int) -> Batch:
+        """A batch on the CPU, from where it may be copied to the device; in whatever thread."""
+        batch = self.split.batch(self.batches[turn])
+        return batch.pin() if self.device.type == "cuda" else batch
+
+    def _fetch(self, turn: int, read: Callable[[int], Batch]) -> Batch:
         self.count["batches"] += 1
-        self.count["tokens"] += int(self.split.lengths[indices].sum())
-        batch = self.split.batch(indices)
-        if self.device.type == "cuda":
-            batch = batch.pin()
-        batch = batch.to(self.device, non_blocking=True)
+        self.count["tokens"] += int(self.split.lengths[self.batches[turn]].sum())
+        # The copy is queued on the step's own stream: none of its kernels comes before it, and
+        # torch does not reuse pinned memory before the copies out of it are done.
+        batch = read(turn).to(self.device, non_blocking=True)
         if self.placebo:
             batch = shuffled(batch)
         return self.corrupt(batch, self.t) if self.corrupt else batch
 
     def _optimiser(self, part: nn.Module) -> torch.optim.Optimizer:
-        if self.budget.optimiser is Optimiser.adam:
-            return torch.optim.Adam(part.parameters(), lr=self.rate)
-        return torch.optim.SGD(part.parameters(), lr=self.rate)
+        kind = torch.optim.Adam if self.budget.optimiser is Optimiser.adam else torch.optim.SGD
+        return kind(part.parameters(), lr=self.rate, fused=True)
 
     def _check_parts(self) -> None:
         """Every parameter is stepped by one optimiser, and by one only."""

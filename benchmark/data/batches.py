@@ -1,5 +1,7 @@
 """How a split is cut into batches, and in which order an epoch takes them."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from benchmark.config import Batching
@@ -23,6 +25,7 @@ def cut(lengths: np.ndarray, size: int, batching: Batching, seed: int = 0) -> li
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
+@lru_cache(maxsize=2)  # a step asks for its own batch and for the next one
 def order(n_batches: int, seed: int, epoch: int) -> np.ndarray:
     """[n_batches], the permutation of the batches in this epoch: a function of nothing else, so
     that a resumed run takes up the same order."""
