@@ -321,6 +321,7 @@ def _own(composed: DictConfig) -> DictConfig:
 PLAIN_WORDS = (
     (r"Value (.*) of type '\w+' could not be converted to Integer", r" must be an integer, not \1"),
     (r"Value (.*) of type '\w+' could not be converted to Float", r" must be a number, not \1"),
+    (r"Value '(.*)' of type '\w+' is incompatible", r" must be an integer or a word, not \1"),
     (r"Incompatible value 'None'", " cannot be null; give it a value"),
     (r"Invalid value (.*), expected one of \[(.*)\]", r" must be one of \2, not \1"),
     (r"Value (.*) is not a valid bool", r" must be true or false, not \1"),

@@ -170,11 +170,16 @@ class Evaluation:
     """How much is spent on measuring; each pair is samples (or candidates) x sentences."""
 
     elbo_samples: int = positive(10)
-    nll_samples: int = positive(500)
+    nll_samples: int | str = must(  # auto: as many of 32 to 500 as each sentence needs
+        "be a count above 0, or auto",
+        lambda value: value == "auto" or (isinstance(value, int) and value > 0),
+        default=500,
+    )
     nll_sentences: int | None = positive(500)  # None: the whole split
     read_candidates: int = at_least(2, 64)
     read_sentences: int = positive(500)
     # validation, at each epoch's end
+    valid_gain_sentences: int = positive(500)
     valid_nll_samples: int = positive(16)
     valid_nll_sentences: int = positive(500)
     valid_read_candidates: int = at_least(2, 16)

@@ -24,6 +24,15 @@ def log_mean_exp(log_weights: Array) -> Array:
     return log_sum_exp(log_weights) - math.log(log_weights.shape[1])
 
 
+def log_mean_exp_error(log_weights: Array) -> Array:
+    """[n], the standard error of `log_mean_exp`, by the delta method: that of the mean weight as a
+    share of it. NaN for one sample."""
+    samples = log_weights.shape[1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = 1 / effective_share(log_weights) - 1  # the weights' variance over their mean^2
+        return np.sqrt(np.maximum(spread, 0) / np.float64(samples - 1))
+
+
 def effective_share(log_weights: Array) -> Array:
     """[n] in [1/K, 1], the effective sample size 1 / sum w^2 of the normalised weights, over K."""
     log_sum = log_sum_exp(log_weights)
@@ -48,7 +57,7 @@ def pareto_shape(log_weights: Array) -> Array:
     weights = np.sort(np.exp(log_weights - log_weights.max(axis=1, keepdims=True)), axis=1)
     excess = weights[:, -tail:] - weights[:, -tail - 1, None]
     shape = np.full(len(excess), -np.inf)
-    some = excess[:, -1] > 0
+    some = excess[:, -1] > 1e-9  # of the largest weight; less is rounding
     shape[some] = (tail * fit_generalised_pareto(excess[some]) + 10 * 0.5) / (tail + 10)
     return shape
 

@@ -29,6 +29,7 @@ from benchmark.estimators import (
     fit_temperature,
     info_nce,
     log_mean_exp,
+    log_mean_exp_error,
     mean_and_error,
     pareto_shape,
     pareto_tail,
@@ -41,6 +42,8 @@ Rows = NDArray[np.int64]
 ACTIVE = 0.01  # variance of the posterior mean from which a unit is active (Burda et al. 2016)
 BAD_SHAPE = 0.7  # Pareto shape above which importance sampling fails (Vehtari et al. 2024)
 NOTHING = 0.05  # nats per sentence that count as none, in a rate or in what is read
+AUTO, FEWEST, MOST = "auto", 32, 500  # samples of a sentence, where it says itself how many
+TOLERANCE = 0.05  # nats, of a sentence's estimate, at which that ends
 MI_BATCH = 32  # He et al. (2019) cut their mixtures by this batch size
 MI_MOST = 10_000  # sentences in the whole-split mixture; it costs their square
 TOKENS = {"cpu": 2**15, "cuda": 2**18}  # that a decoder scores at once: bounds memory
@@ -72,10 +75,11 @@ class Effort:
     """How much is spent on an evaluation: samples (or candidates) x sentences."""
 
     elbo_samples: int  # for each sentence of the split
-    nll_samples: int
+    nll_samples: int | str  # or AUTO: as many as a sentence needs
     nll_sentences: int | None  # None: the whole split
     read_candidates: int
     read_sentences: int
+    gain_sentences: int | None = None
 
     @classmethod
     def final(cls, settings: Evaluation) -> "Effort":
@@ -97,6 +101,7 @@ class Effort:
             nll_sentences=settings.valid_nll_sentences,
             read_candidates=settings.valid_read_candidates,
             read_sentences=settings.valid_read_sentences,
+            gain_sentences=settings.valid_gain_sentences,
         )
 
 
@@ -110,6 +115,7 @@ class Report:
     units: [U] each: kl, its mean; variance_of_mean, unbiased, over sentences; mean_of_variance.
     sentences: [N] each: index, length, neg_elbo, kl, nll (NaN outside the subset).
     temperature: the critic's of i_read, to be fitted on validation and handed in on test.
+    samples: K, in words.
     """
 
     summary: dict[str, Any] = field(default_factory=dict)
@@ -117,6 +123,7 @@ class Report:
     units: dict[str, Array] = field(default_factory=dict)
     sentences: dict[str, NDArray] = field(default_factory=dict)
     temperature: float | None = None
+    samples: str = ""
 
     @property
     def numbers(self) -> dict[str, float | None]:
@@ -127,7 +134,7 @@ class Report:
     def estimators(self) -> dict[str, str]:
         """How a metric was estimated, where its name alone does not say."""
         found = self.summary
-        likelihood = f"iwae K={found['nll_samples']} n={found['nll_sentences']}"
+        likelihood = f"iwae K={self.samples} n={found['nll_sentences']}"
         if found["latent"] == "none":
             likelihood = "exact"
         return {
@@ -171,7 +178,7 @@ def evaluate(
     device = device or torch.device("cpu")
     with _untouched(model, device), torch.no_grad(), autocast or nullcontext():
         look = _Look(model, split, device, stop_requested, report)
-        whole = _whole_split(look, effort.elbo_samples)
+        whole = _whole_split(look, effort)
         if model.latent == "none":
             _without_latents(look, whole)
         else:
@@ -232,6 +239,11 @@ class _Look:
     device: torch.device
     stop_requested: Callable[[], bool]
     report: Report
+    known: tuple[Tensor, ...] = ()  # what the encoder said, [N, ...] each, of the rows that are
+    met: NDArray[np.bool_] = field(init=False)  # [N]
+
+    def __post_init__(self) -> None:
+        self.met = np.zeros(len(self.split), dtype=bool)
 
     @property
     def rows(self) -> Rows:
@@ -255,6 +267,23 @@ class _Look:
             if self.device.type == "cuda":
                 batch = batch.pin()
             yield part, self.with_noise(batch.to(self.device, non_blocking=True), part)
+
+    def encoded(self, rows: Rows, batch: Batch) -> Batch:
+        """The batch of these rows with what the encoder says of them. Where that is one code a
+        sentence, it is kept: all passes share it."""
+        if self.model.latent == "sequence":
+            return batch.but(encoded=self.model.encode(batch))
+        if not self.met[rows].all():
+            found = self.model.encode(batch)
+            if found is None:
+                return batch
+            if not self.known:
+                n = len(self.split)
+                self.known = tuple(part.new_empty(n, *part.shape[1:]) for part in found)
+            for whole, part in zip(self.known, found, strict=True):
+                whole[self.index(rows)] = part
+            self.met[rows] = True
+        return batch.but(encoded=tuple(whole[self.index(rows)] for whole in self.known))
 
     def index(self, places: Rows) -> Tensor:
         """Places as an index into what lies on the device."""
@@ -336,17 +365,20 @@ class _Whole:
     gaussian: tuple[Array, Array] | None  # see _gaussian
 
 
-def _whole_split(look: _Look, samples: int) -> _Whole:
+def _whole_split(look: _Look, effort: Effort) -> _Whole:
     """ELBO, units and z-gain in one pass. Sentences of one length are taken together, so that
     partners' codes are at hand and codes with a step for each token need never all be kept."""
-    model = look.model
+    model, samples = look.model, effort.elbo_samples
     columns, gains, moments = _Columns(), _Columns(), _Moments()
     codes: list[Tensor] = []
+    gained = np.zeros(len(look.split), dtype=bool)
+    gained[subset(look.split, "gain", effort.gain_sentences)] = True
     shuffle = generator(look.split.name, "partners")
     for length, rows in by_length(look.split, look.rows):
-        scored: list[tuple[Rows, Batch, Tensor]] = []
         drawn: list[Tensor] = []
+        scored: list[Tensor] = []
         for part, batch in look.batches(rows, look.room(samples * length)):
+            batch = look.encoded(part, batch)
             draw = model.draw(batch, samples)
             scores = {"rec": -draw.log_px.double().mean(1), "kl": draw.kl}
             if draw.z is not None:
@@ -357,11 +389,11 @@ def _whole_split(look: _Look, samples: int) -> _Whole:
                     if len(posterior) == 2:
                         scores["sampled"], scores["mean"] = _gaussian(own, *posterior)
                 drawn.append(own)
-                scored.append((part, batch, draw.log_px[:, 0]))
+                scored.append(draw.log_px[:, 0].double())
             columns.add(part, **scores)
         if not drawn:
             continue
-        code = torch.cat(drawn)
+        code, log_px = torch.cat(drawn), torch.cat(scored)  # in the order of rows
         if model.latent != "sequence":
             codes.append(code)
         if len(rows) == 1:
@@ -369,11 +401,11 @@ def _whole_split(look: _Look, samples: int) -> _Whole:
         cycle = shuffle.permutation(len(rows))
         partner = np.empty_like(cycle)
         partner[cycle] = np.roll(cycle, 1)  # one cycle through all: nobody is his own partner
-        for part, batch, log_px in scored:
-            look.ask()
-            other = code[look.index(partner[np.searchsorted(rows, part)])]
-            with_other = model.log_px(look.with_noise(batch, part), other[:, None])[:, 0]
-            gains.add(part, gain=log_px.double() - with_other.double())
+        for part, batch in look.batches(rows[gained[rows]], look.room(length)):
+            here = np.searchsorted(rows, part)
+            other = code[look.index(partner[here])]
+            with_other = model.log_px(batch, other[:, None])[:, 0].double()
+            gains.add(part, gain=log_px[look.index(here)] - with_other)
 
     found = columns.fetch()
     neg_elbo = found["rec"] + found["kl"].sum(1)
@@ -452,22 +484,25 @@ def _importance_weighted(
     """The importance-weighted NLL (Burda et al. 2016) on a fixed random subset, carried to the
     whole split by the ELBO as a control variate, and how far its weights can be trusted."""
     report, samples = look.report, effort.nll_samples
+    first, most = (FEWEST, MOST) if samples == AUTO else (int(samples), int(samples))
     chosen = subset(look.split, "nll", effort.nll_sentences)
     rows: list[Rows] = []
     parts: list[dict[str, Array]] = []
     for length, same in by_length(look.split, chosen):
-        for part, batch in look.batches(same, look.room(samples * length)):
+        for part, batch in look.batches(same, look.room(first * length)):
             key = f"{look.split.name}/{samples}/{part[0]}-{part[-1]}"  # of one length: unique
             if key not in finished:
-                finished[key] = _trust(_log_weights(look, part, batch, samples))
+                finished[key] = _sampled(look, part, batch, first, most)
             rows.append(part)
             parts.append(finished[key])
     order = np.argsort(np.concatenate(rows))
     found = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
     summary = report.summary
-    summary.update(nll_samples=samples, nll_sentences=len(chosen))
-    for name in sorted(found.keys() - {"ess", "khat"}):  # a set has no order of its own
+    drawn = float(found["samples"].mean())
+    summary.update(nll_samples=most if first == most else drawn, nll_sentences=len(chosen))
+    report.samples = str(samples) if first == most else f"{FEWEST}-{MOST} error<{TOLERANCE}"
+    for name in sorted(found.keys() - {"ess", "khat", "samples"}):  # a set has no order of its own
         summary[name], error = controlled_mean(whole.neg_elbo, chosen, found[name])
         if name == "nll":
             summary["nll_se"] = error
@@ -486,15 +521,45 @@ def _importance_weighted(
         )
 
 
-def _log_weights(look: _Look, rows: Rows, batch: Batch, samples: int) -> dict[str, Array]:
-    """[B, K], log p(x, z_k) - log q(z_k|x) under each of the model's priors, drawn in slices of
-    what the decoder has room for."""
+def _sampled(look: _Look, rows: Rows, batch: Batch, first: int, most: int) -> dict[str, Array]:
+    """[B] each, see `_trust`: of `first` samples, and of twice as many again and again for those of
+    the sentences that `_settled` does not let go, up to `most`."""
+    found: list[tuple[Rows, dict[str, Array]]] = []
+    places, weights, drawn, until = np.arange(len(rows)), {}, 0, first
+    while len(places):
+        here = rows[places]
+        if drawn:
+            ((_, batch),) = look.batches(here, len(here))
+        fresh = _log_weights(look, here, look.encoded(here, batch), drawn, until)
+        weights = {name: np.hstack([weights.get(name, w[:, :0]), w]) for name, w in fresh.items()}
+        done = _settled(weights["nll"]) if until < most else np.ones(len(here), bool)
+        found.append((places[done], _trust({name: w[done] for name, w in weights.items()})))
+        places, weights = places[~done], {name: w[~done] for name, w in weights.items()}
+        drawn, until = until, min(2 * until, most)
+    order = np.argsort(np.concatenate([places for places, _ in found]))
+    columns = [scores for _, scores in found]
+    return {name: np.concatenate([c[name] for c in columns])[order] for name in columns[0]}
+
+
+def _settled(log_weights: Array) -> NDArray[np.bool_]:
+    """[B], whether a sentence's samples [B, K] are enough: its estimate's standard error, and what
+    the second half of them changed, are below TOLERANCE, and its weights' tail has a variance."""
+    whole = log_mean_exp(log_weights)
+    change = np.abs(whole - log_mean_exp(log_weights[:, : log_weights.shape[1] // 2]))
+    good = (log_mean_exp_error(log_weights) < TOLERANCE) & (change < TOLERANCE)
+    good[good] = pareto_shape(log_weights[good]) < 0.5
+    return good
+
+
+def _log_weights(look: _Look, rows: Rows, batch: Batch, drawn: int, until: int) -> dict[str, Array]:
+    """[B, K], log p(x, z_k) - log q(z_k|x) under each of the model's priors, for the samples that
+    follow the first `drawn`, in slices of what the decoder has room for."""
     slices: dict[str, list[Tensor]] = {}
     size = look.room(batch.targets.numel())
-    for first in range(0, samples, size):
+    for first in range(drawn, until, size):
         look.ask()
         noisy = look.with_noise(batch, rows, first)
-        draw = look.model.draw(noisy, min(size, samples - first))
+        draw = look.model.draw(noisy, min(size, until - first))
         rest = draw.log_px.double() - draw.log_qz.double()
         slices.setdefault("nll", []).append(rest + draw.log_pz.double())
         for name, log_pz in draw.log_pz_alt.items():
@@ -509,6 +574,7 @@ def _trust(log_weights: dict[str, Array]) -> dict[str, Array]:
     samples = own.shape[1]
     found = {name: -log_mean_exp(weights) for name, weights in log_weights.items()}
     found["ess"] = effective_share(own)
+    found["samples"] = np.full(len(own), float(samples))
     if samples > 1:
         found["nll_half"] = -log_mean_exp(own[:, : samples // 2])
     if pareto_tail(samples) >= 5:
@@ -537,7 +603,7 @@ def _information(look: _Look, whole: _Whole) -> None:
     nearby, others = torch.zeros_like(own), torch.full_like(own, -torch.inf)
     for _, same in by_length(look.split, rows):
         for part, batch in look.batches(same, MI_BATCH):
-            log_q = model.log_q(codes, batch)  # [N, B]
+            log_q = model.log_q(codes, look.encoded(part, batch))  # [N, B]
             if log_q is None:
                 return report.null(model.why_no_log_q, *keys)
             here = look.index(np.searchsorted(rows, part))

@@ -36,6 +36,17 @@ def test_pareto_shape_of_a_constant_tail_is_none_and_of_a_short_one_refused():
         estimators.pareto_shape(np.zeros((3, 20)))
 
 
+def test_error_of_a_log_mean_is_its_spread_over_repetitions():
+    log_weights = 0.7 * np.random.default_rng(0).normal(size=(4_000, 200))
+    found = estimators.log_mean_exp_error(log_weights)
+    # a log-normal weight's variance over its squared mean is e^(s^2) - 1
+    exact = math.sqrt((math.exp(0.7**2) - 1) / 200)
+    assert found.mean() == pytest.approx(exact, rel=0.03)
+    assert estimators.log_mean_exp(log_weights).std() == pytest.approx(exact, rel=0.03)
+    assert (estimators.log_mean_exp_error(np.ones((2, 7))) < 1e-7).all()
+    assert np.isnan(estimators.log_mean_exp_error(np.ones((2, 1)))).all()
+
+
 def test_effective_share_of_equal_and_of_single_weights():
     log_weights = np.array([[3.0, 3.0, 3.0, 3.0], [0.0, -1e4, -1e4, -1e4], [0.0, 0.0, -1e4, -1e4]])
     np.testing.assert_allclose(estimators.effective_share(log_weights), [1, 1 / 4, 1 / 2])

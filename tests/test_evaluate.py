@@ -571,6 +571,41 @@ def test_verdict(kl, read, error, verdict):
     assert evaluator._verdict(summary) == verdict
 
 
+# ------------------------------------------------------------------ as many samples as it takes
+
+
+def weighed(samples, widen, n=150):
+    """The report at so many samples, and each sentence's error."""
+    model, exact = linear_gaussian(n, [1.0, 0.6], 0.5, widen=widen)
+    effort = Effort(1, samples, None, 8, 20)
+    report = evaluate(model, numbered(n, (3, 5)), effort)
+    return report, report.sentences["nll"] - exact
+
+
+def test_a_sentence_whose_weights_are_equal_takes_the_fewest_samples():
+    report, errors = weighed("auto", widen=1.0)  # q is the true posterior
+    assert report.summary["nll_samples"] == evaluator.FEWEST
+    assert np.abs(errors).max() < 1e-4
+    assert report.estimators["nll"] == "iwae K=32-500 error<0.05 n=150"
+
+
+def test_samples_are_drawn_until_the_error_is_small():
+    report, errors = weighed("auto", widen=1.4)
+    assert 2 * evaluator.FEWEST < report.summary["nll_samples"] < 0.9 * evaluator.MOST
+    assert np.sqrt(np.mean(errors**2)) < 1.2 * evaluator.TOLERANCE
+    _, scattered = weighed(evaluator.FEWEST, widen=1.4)
+    assert np.sqrt(np.mean(scattered**2)) > 1.2 * evaluator.TOLERANCE
+
+
+def test_a_sentence_with_a_heavy_tail_takes_the_most_samples_and_the_same():
+    report, errors = weighed("auto", widen=0.4)
+    fixed, same = weighed(evaluator.MOST, widen=0.4)
+    assert report.summary["nll_samples"] > 0.97 * evaluator.MOST
+    assert np.mean(np.abs(errors - same) < 1e-5) > 0.95
+    assert fixed.summary["nll_samples"] == evaluator.MOST
+    assert report.summary["khat_bad"] == fixed.summary["khat_bad"] > 0.3
+
+
 # ------------------------------------------------------------------------------------ the real VAE
 
 
