@@ -15,6 +15,7 @@ He et al., "Lagging inference networks and posterior collapse in variational aut
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +188,24 @@ def iwae_nll(model: TextbookVAE, x: Tensor, noise: Tensor, chunk: int = 100) -> 
         log_pz = log_normal(z, torch.zeros_like(mean), torch.zeros_like(mean))
         log_weights.append(log_px + log_pz - log_normal(z, mean, log_variance))
     return math.log(len(noise)) - torch.logsumexp(torch.cat(log_weights), dim=0).item()
+
+
+def read(path: Path, ids: dict[str, int], unknown: int = 3) -> list[list[int]]:
+    """The sentences of a text file, one a line, as ids: `<s>` 1 and `</s>` 2 included."""
+    with open(path) as lines:
+        return [[1, *(ids.get(word, unknown) for word in line.split()), 2] for line in lines]
+
+
+def equal_length_batches(sentences: list[list[int]], size: int) -> list[Tensor]:
+    """[B, L] each, of sentences of one length, B at most `size`."""
+    by_length: dict[int, list[list[int]]] = {}
+    for row in sentences:
+        by_length.setdefault(len(row), []).append(row)
+    return [
+        torch.tensor(rows[i : i + size])
+        for _, rows in sorted(by_length.items())
+        for i in range(0, len(rows), size)
+    ]
 
 
 def perplexity(nlls: list[float], sentences: list[Tensor]) -> float:
