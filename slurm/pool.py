@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmark import record
@@ -119,7 +119,7 @@ def stop(results: Path) -> None:
 
 
 def main(results: Path) -> int:
-    """The command."""
+    """Run what was submitted there."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = results / ".slurm" / "pool"
@@ -136,7 +136,21 @@ def main(results: Path) -> int:
     return 0
 
 
+def command(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    words = [word for word in arguments if word != "--stop"]
+    if len(words) != 1 or words[0].startswith("-"):
+        sys.stdout.write(f"{__doc__}\n")
+        return 0 if words in (["-h"], ["--help"]) else 2
+    results = Path(words[0])
+    if not Ledger(results).path.exists():
+        sys.stderr.write(f"nothing was submitted to {results}; slurm.submit does.\n")
+        return 1
+    if "--stop" in arguments:
+        stop(results)
+        return 0
+    return main(results)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--stop":
-        sys.exit(stop(Path(sys.argv[2])))
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(command(sys.argv[1:]))

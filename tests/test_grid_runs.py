@@ -526,6 +526,24 @@ def test_help_and_status_import_no_torch():
         assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--help"], 0, "python -m slurm.pool RESULTS"),
+        ([], 2, "python -m slurm.pool RESULTS"),
+        (["nowhere"], 1, "nothing was submitted to nowhere"),
+        (["--stop", "nowhere"], 1, "nothing was submitted to nowhere"),
+    ],
+)
+def test_the_local_runner_makes_nothing_of_what_it_is_not_told(
+    words, status, told, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert pool.command(words) == status
+    out, err = capsys.readouterr()
+    assert told in out + err and not list(tmp_path.iterdir())
+
+
 def test_who_waits_runs_what_a_run_by_hand_left(words, results):
     asked = [*words, "method=lm"]
     made = submit.plan(asked)
