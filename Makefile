@@ -8,7 +8,7 @@ CELLS := vae kl_annealing $(if $(wildcard configs/method/free_bits.yaml),free_bi
 REFERENCE := 'method=glob(*,exclude=stack)' dataset=synthetic 'seed=range(0,5)' threads=1 \
     results_dir=results/reference cluster=local cluster.parallel=$$(getconf _NPROCESSORS_ONLN)
 
-.PHONY: install demo test soak lint figures reference screenshots
+.PHONY: install demo test soak lint speed growth figures reference screenshots
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +32,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+speed: $(READY)  ## against the field's reference code, on this machine; --quick takes a minute
+	$(BIN)/python -m tests.speed
+
+growth: $(READY)  ## of time and memory with what is put in
+	$(BIN)/python -m tests.growth
 
 figures: $(READY)  ## the picture in README.md, from runs of its own
 	$(BIN)/python -m benchmark.data dataset=synthetic
