@@ -23,6 +23,10 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 
+Encoded = tuple[Tensor | None, ...]
+"""What an inference network says of B sentences, [B, ...] each."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some sentences, in the three roles a sentence plays.
@@ -41,7 +45,7 @@ class Batch:
     target_lengths: Tensor
     source_lengths: Tensor
     noise: Noise | None = None
-    encoded: tuple[Tensor, ...] | None = None
+    encoded: Encoded | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -124,12 +128,12 @@ class LatentModel(nn.Module):
         """[B, K], the decoder's score of each sentence under codes z [B, K, ...] handed in;
         differentiable in z."""
 
-    def encode(self, batch: Batch) -> tuple[Tensor, ...] | None:
+    def encode(self, batch: Batch) -> Encoded | None:
         """[B, ...] each, all that `draw`, `posterior` and `log_q` learn of `source`. A model that
         has it asks `encoded` for it, and the evaluator computes it once a sentence."""
         return None
 
-    def encoded(self, batch: Batch) -> tuple[Tensor, ...]:
+    def encoded(self, batch: Batch) -> Any:
         """`encode`, or what it said before."""
         found = self.encode(batch) if batch.encoded is None else batch.encoded
         assert found is not None, f"{type(self).__name__} has no encode"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmark.api import Batch, Draw, LatentModel
+from benchmark.api import Batch, Draw, Encoded, LatentModel
 from benchmark.config import Evaluation
 from benchmark.estimators import (
     Array,
@@ -230,6 +230,11 @@ def by_length(split: SplitLike, rows: Rows) -> Iterator[tuple[int, Rows]]:
         yield int(length), rows[lengths == length]
 
 
+def each(do: Callable[[Tensor], Tensor], encoded: Encoded) -> Encoded:
+    """Of the parts of an encoding that there are."""
+    return tuple(None if part is None else do(part) for part in encoded)
+
+
 @dataclass
 class _Look:
     """One evaluation under way: what all of its passes share."""
@@ -239,7 +244,7 @@ class _Look:
     device: torch.device
     stop_requested: Callable[[], bool]
     report: Report
-    known: tuple[Tensor, ...] = ()  # what the encoder said, [N, ...] each, of the rows that are
+    known: Encoded = ()  # what the encoder said, [N, ...] each, of the rows that are
     met: NDArray[np.bool_] = field(init=False)  # [N]
 
     def __post_init__(self) -> None:
@@ -279,11 +284,12 @@ class _Look:
                 return batch
             if not self.known:
                 n = len(self.split)
-                self.known = tuple(part.new_empty(n, *part.shape[1:]) for part in found)
+                self.known = each(lambda part: part.new_empty(n, *part.shape[1:]), found)
             for whole, part in zip(self.known, found, strict=True):
-                whole[self.index(rows)] = part
+                if whole is not None and part is not None:
+                    whole[self.index(rows)] = part
             self.met[rows] = True
-        return batch.but(encoded=tuple(whole[self.index(rows)] for whole in self.known))
+        return batch.but(encoded=each(lambda whole: whole[self.index(rows)], self.known))
 
     def index(self, places: Rows) -> Tensor:
         """Places as an index into what lies on the device."""
