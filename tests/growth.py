@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from benchmark.cell import prepare_torch
@@ -22,10 +21,9 @@ from benchmark.data.batches import cut
 from benchmark.data.corpus import Corpus
 from benchmark.data.prepare import prepare
 from tests import speed
-from tests.speed import BATCH, Shape, highest, table, timed
+from tests.speed import BATCH, CPU, Shape, highest, table, timed
 
 SMALL = Shape(embedding=128, hidden=256, vocabulary=5_000, mean=20)
-CPU = torch.device("cpu")
 
 
 def preparing(folder: Path, sentences: int) -> Callable[[], Any]:

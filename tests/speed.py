@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import resource
 import statistics
 import time
@@ -19,6 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -53,6 +57,7 @@ from tests.test_zforcing import counterpart
 from tests.textbook_zforcing import TextbookZForcing
 
 BATCH, CLIP, SAMPLES = 32, 5.0, 500
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -423,6 +428,36 @@ def measure(work: Work, device: torch.device, repeats: int, peak: float) -> dict
     }
 
 
+def steps_by_the_clock(shape: Shape, threads: int, together: Barrier, found: SimpleQueue) -> None:
+    """In a process of its own: the seconds of 20 steps, begun at once by all processes."""
+    prepare_torch(OmegaConf.create({"threads": threads, "seed": 0}), CPU)
+    work = training(shape, CPU, "fp32", True)
+    work.ours()
+    together.wait()
+    began = time.perf_counter()
+    for _ in range(20):
+        work.ours()
+    found.put(time.perf_counter() - began)
+
+
+def cells_side_by_side(shape: Shape, repeats: int) -> float:
+    """How much more is trained by one cell a core than by a single cell with as many threads."""
+    spawn, cores = get_context("spawn"), os.cpu_count() or 1
+
+    def seconds(processes: int, threads: int) -> float:
+        together, found = spawn.Barrier(processes), spawn.SimpleQueue()
+        arguments = (shape, threads, together, found)
+        cells = [spawn.Process(target=steps_by_the_clock, args=arguments) for _ in range(processes)]
+        for each in cells:
+            each.start()
+        took = [found.get() for _ in cells]
+        for each in cells:
+            each.join()
+        return max(took) / processes
+
+    return statistics.median(seconds(1, cores) / seconds(cores, 1) for _ in range(repeats))
+
+
 Make = Callable[..., Work]
 
 WORKS: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -471,8 +506,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument(
+        "--cells", action="store_true", help="one cell a core against one on all, alone"
+    )
     parser.add_argument("--only", default="", help="works whose name has this in it")
     asked = parser.parse_args(arguments)
+    if asked.cells:
+        for name in QUICK if asked.quick else ("snli", "ptb"):
+            print(f"{name}: {cells_side_by_side(SHAPES[name], asked.repeats):.2f}", flush=True)
+        return
     device = torch.device(asked.device)
     prepare_torch(OmegaConf.create({"threads": 1, "seed": 0}), device)
     every = {"fp32", *asked.precision}
