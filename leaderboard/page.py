@@ -212,9 +212,10 @@ def _about(board: Board) -> str:
         ("mi_n", "MI by a mixture of {}"),
         ("truth_mi", "the generator's own MI {} nats"),
     ):
-        values = sorted(
-            {f"{v:,.4g}" for row in board.rows for c in row.done if (v := c[f"test/{name}"]) == v}
-        )
+        found = {v for row in board.rows for c in row.done if (v := c[f"test/{name}"]) == v}
+        values = [f"{value:,.4g}" for value in sorted(found)]
+        if len(values) > 3:
+            values = [f"{values[0]} to {values[-1]}"]
         words += [text.format(" or ".join(values))] if values else []
     return ", ".join(words)
 
