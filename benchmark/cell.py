@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from benchmark import record
 from benchmark.api import EOS, PAD, SLOTS, LatentModel
-from benchmark.compose import UserError, build, find_method, method_files, sentence
+from benchmark.compose import UserError, build, find_method, method_files, sentence, typed
 from benchmark.config import Evaluation, Precision
 from benchmark.data.batches import cut
-from benchmark.data.corpus import Corpus
+from benchmark.data.corpus import Corpus, load
+from benchmark.data.prepare import prepare
 from benchmark.evaluate import Effort, Report, SplitLike, Stopped, evaluate
 from benchmark.placebo import Misread
 from benchmark.record import RunDirectory
@@ -151,6 +152,31 @@ def rehearse(config: DictConfig) -> None:
         raise UserError(
             f"placebo=true means nothing for {method.name}, which infers nothing; leave it out."
         )
+
+
+def restore(folder: Path) -> tuple[LatentModel, Corpus, torch.device]:
+    """A finished run's model as it was selected, with its data and its device. Raises UserError
+    where there is no such run, or its data or its method has changed."""
+    directory = RunDirectory(folder)
+    known = directory.read()
+    if known is None or not (folder / BEST).exists():
+        raise UserError(f"{folder} is no run with a selected checkpoint; train it first.")
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    config = typed(stored)
+    device = choose_device(config)
+    prepare_torch(config, device)
+    corpus = load(prepare(config.dataset, Path(config.data_dir)))
+    if corpus.hash != known["provenance"]["data_hash"]:
+        raise UserError(f"the data of {folder} has changed since; train it again.")
+    task, _ = make_task(config, corpus)
+    fields = {key: value for key, value in config.method.items() if key != "name"}
+    model = build(find_method(config.method.name), fields).recipe(task).model or task.model()
+    try:
+        model.load_state_dict(read_tensors(folder / BEST))
+    except RuntimeError as error:
+        raise UserError(f"the weights of {folder} are another model's; train it again.") from error
+    return model.to(device).eval(), corpus, device
 
 
 def run_cell(
