@@ -33,7 +33,7 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-speed: $(READY)  ## against the field's reference code, on this machine; --quick takes a minute
+speed: $(READY)  ## against the field's reference code, on this machine: a quarter of an hour
 	$(BIN)/python -m tests.speed
 
 growth: $(READY)  ## of time and memory with what is put in

@@ -42,8 +42,10 @@ Rows = NDArray[np.int64]
 ACTIVE = 0.01  # variance of the posterior mean from which a unit is active (Burda et al. 2016)
 BAD_SHAPE = 0.7  # Pareto shape above which importance sampling fails (Vehtari et al. 2024)
 NOTHING = 0.05  # nats per sentence that count as none, in a rate or in what is read
-AUTO, FEWEST, MOST = "auto", 32, 500  # samples of a sentence, where it says itself how many
-TOLERANCE = 0.05  # nats, of a sentence's estimate, at which that ends
+AUTO, PILOT = "auto", 64  # samples by which a sentence says how many its estimate takes:
+LEVELS = (32, 64, 125, 250, 500)
+MOST = LEVELS[-1]
+TOLERANCE = 0.05  # nats, the standard error of a sentence's estimate that is aimed at
 MI_BATCH = 32  # He et al. (2019) cut their mixtures by this batch size
 MI_MOST = 10_000  # sentences in the whole-split mixture; it costs their square
 TOKENS = {"cpu": 2**15, "cuda": 2**18}  # that a decoder scores at once: bounds memory
@@ -235,6 +237,11 @@ def each(do: Callable[[Tensor], Tensor], encoded: Encoded) -> Encoded:
     return tuple(None if part is None else do(part) for part in encoded)
 
 
+def shapes(encoded: Encoded) -> list[torch.Size | None]:
+    """Of each part, for one sentence."""
+    return [None if part is None else part.shape[1:] for part in encoded]
+
+
 @dataclass
 class _Look:
     """One evaluation under way: what all of its passes share."""
@@ -285,6 +292,8 @@ class _Look:
             if not self.known:
                 n = len(self.split)
                 self.known = each(lambda part: part.new_empty(n, *part.shape[1:]), found)
+            if shapes(found) != shapes(self.known):  # which differ with the length: not kept
+                return batch.but(encoded=found)
             for whole, part in zip(self.known, found, strict=True):
                 if whole is not None and part is not None:
                     whole[self.index(rows)] = part
@@ -490,15 +499,15 @@ def _importance_weighted(
     """The importance-weighted NLL (Burda et al. 2016) on a fixed random subset, carried to the
     whole split by the ELBO as a control variate, and how far its weights can be trusted."""
     report, samples = look.report, effort.nll_samples
-    first, most = (FEWEST, MOST) if samples == AUTO else (int(samples), int(samples))
+    fewest = PILOT if samples == AUTO else int(samples)
     chosen = subset(look.split, "nll", effort.nll_sentences)
     rows: list[Rows] = []
     parts: list[dict[str, Array]] = []
     for length, same in by_length(look.split, chosen):
-        for part, batch in look.batches(same, look.room(first * length)):
+        for part, batch in look.batches(same, look.room(fewest * length)):
             key = f"{look.split.name}/{samples}/{part[0]}-{part[-1]}"  # of one length: unique
             if key not in finished:
-                finished[key] = _sampled(look, part, batch, first, most)
+                finished[key] = _sampled(look, part, batch, samples)
             rows.append(part)
             parts.append(finished[key])
     order = np.argsort(np.concatenate(rows))
@@ -506,8 +515,10 @@ def _importance_weighted(
 
     summary = report.summary
     drawn = float(found["samples"].mean())
-    summary.update(nll_samples=most if first == most else drawn, nll_sentences=len(chosen))
-    report.samples = str(samples) if first == most else f"{FEWEST}-{MOST} error<{TOLERANCE}"
+    summary.update(nll_samples=drawn if samples == AUTO else samples, nll_sentences=len(chosen))
+    report.samples = str(samples)
+    if samples == AUTO:
+        report.samples = f"{LEVELS[0]}-{MOST} for an error of {TOLERANCE}"
     for name in sorted(found.keys() - {"ess", "khat", "samples"}):  # a set has no order of its own
         summary[name], error = controlled_mean(whole.neg_elbo, chosen, found[name])
         if name == "nll":
@@ -527,34 +538,37 @@ def _importance_weighted(
         )
 
 
-def _sampled(look: _Look, rows: Rows, batch: Batch, first: int, most: int) -> dict[str, Array]:
-    """[B] each, see `_trust`: of `first` samples, and of twice as many again and again for those of
-    the sentences that `_settled` does not let go, up to `most`."""
+def _sampled(look: _Look, rows: Rows, batch: Batch, samples: int | str) -> dict[str, Array]:
+    """[B] each, see `_trust`, of so many samples; or of as many as `_enough` says of a pilot, whose
+    own samples, others, are no part of the estimate: so it is none the better for good luck."""
+    batch = look.encoded(rows, batch)
+    if samples != AUTO:
+        return _trust(_log_weights(look, rows, batch, 0, int(samples)))
+    pilot = _log_weights(look, rows, batch, MOST, MOST + PILOT).values()
+    enough = np.max([_enough(log_weights) for log_weights in pilot], axis=0)
     found: list[tuple[Rows, dict[str, Array]]] = []
-    places, weights, drawn, until = np.arange(len(rows)), {}, 0, first
-    while len(places):
-        here = rows[places]
-        if drawn:
-            ((_, batch),) = look.batches(here, len(here))
-        fresh = _log_weights(look, here, look.encoded(here, batch), drawn, until)
-        weights = {name: np.hstack([weights.get(name, w[:, :0]), w]) for name, w in fresh.items()}
-        done = _settled(weights["nll"]) if until < most else np.ones(len(here), bool)
-        found.append((places[done], _trust({name: w[done] for name, w in weights.items()})))
-        places, weights = places[~done], {name: w[~done] for name, w in weights.items()}
-        drawn, until = until, min(2 * until, most)
+    for k in np.unique(enough):
+        places = np.flatnonzero(enough == k)
+        ((here, some),) = look.batches(rows[places], len(places))
+        weights = _log_weights(look, here, look.encoded(here, some), 0, int(k))
+        found.append((places, _trust(weights)))
     order = np.argsort(np.concatenate([places for places, _ in found]))
     columns = [scores for _, scores in found]
     return {name: np.concatenate([c[name] for c in columns])[order] for name in columns[0]}
 
 
-def _settled(log_weights: Array) -> NDArray[np.bool_]:
-    """[B], whether a sentence's samples [B, K] are enough: its estimate's standard error, and what
-    the second half of them changed, are below TOLERANCE, and its weights' tail has a variance."""
-    whole = log_mean_exp(log_weights)
-    change = np.abs(whole - log_mean_exp(log_weights[:, : log_weights.shape[1] // 2]))
-    good = (log_mean_exp_error(log_weights) < TOLERANCE) & (change < TOLERANCE)
-    good[good] = pareto_shape(log_weights[good]) < 0.5
-    return good
+def _enough(log_weights: Array) -> Rows:
+    """[B], the fewest of LEVELS samples at which a sentence's standard error would be below
+    TOLERANCE by a pilot's [B, K]. MOST where the pilot cannot tell: its weights' tail may have no
+    variance, or its second half changed more than its error allows."""
+    pilot = log_weights.shape[1]
+    error = log_mean_exp_error(log_weights)
+    needed = pilot * (error / TOLERANCE) ** 2
+    half = log_mean_exp(log_weights[:, : pilot // 2])
+    change = np.abs(log_mean_exp(log_weights) - half)
+    told = (pareto_shape(log_weights) < BAD_SHAPE) & (change < 2 * error + 1e-6) & (needed < MOST)
+    levels = np.array(LEVELS)
+    return np.where(told, levels[np.searchsorted(levels, np.where(told, needed, MOST))], MOST)
 
 
 def _log_weights(look: _Look, rows: Rows, batch: Batch, drawn: int, until: int) -> dict[str, Array]:

@@ -48,7 +48,7 @@ ARTEFACTS = ("config.yaml", "metrics.jsonl", "units.npz", "sentences.npz", "samp
 
 SUMMARY = {
     "nll": ("nats", "negative log-likelihood, importance-weighted"),
-    "nll_samples": ("count", "importance samples a sentence behind nll"),
+    "nll_samples": ("count", "importance samples a sentence behind nll, on average"),
     "nll_sentences": ("count", "sentences behind nll's importance-weighted part"),
     "nll_se": ("nats", "standard error of nll"),
     "neg_elbo": ("nats", "negative evidence lower bound, rec + kl"),

@@ -385,7 +385,9 @@ class Trainer:
         self.t = state["t"]
         self._load_weights(state["weights"])
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+            saved = state["optimisers"][name]
+            groups = [group | {"fused": True, "foreach": None} for group in saved["param_groups"]]
+            optimiser.load_state_dict(saved | {"param_groups": groups})  # also of an older program
         self.rate = state["rate"]
         if self.schedule is not None:
             (self.schedule.best, self.schedule.not_improved, self.schedule.decays) = state[

@@ -223,9 +223,11 @@ def submit(asked: Order) -> int:
     else:
         mine = [p for p in paths if p in names or standings[p].state in OPEN]
         status = wait(results, mine)
-        if any(standing.state == "missing" for standing in look(results, only=mine)):
-            # a run by hand, which was waited for, was cut off
-            return submit(replace(asked, only="missing"))
+        while left := [s.cell for s in look(results, only=mine) if s.state == "missing"]:
+            # runs by hand, which were waited for, were cut off
+            with submitting(results):
+                launch(results, left, replace(asked.cluster, leaderboard=False))
+            status = wait(results, mine)
     if asked.cluster.leaderboard and page.build(results):
         _say(str(page.told(results)))
     return status

@@ -75,6 +75,18 @@ def test_many_codes_share_what_is_made_of_their_sentence(grad, monkeypatch):
     torch.testing.assert_close((found, h, c), (expected, *last))
 
 
+def test_what_can_be_differentiated_once_says_so():
+    lstm, inputs, codes = LSTM(6, 7, 4), torch.randn(2, 5, 6), torch.randn(6, 4, requires_grad=True)
+    states, _ = lstm(inputs, None, codes)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(states.sum(), codes, create_graph=True)
+
+
+def test_double_precision_stays_double():
+    lstm, codes = LSTM(6, 7, 4).double(), torch.randn(6, 4).double()
+    assert lstm(torch.randn(2, 5, 6).double(), None, codes)[0].dtype == torch.float64
+
+
 def in_bf16() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 

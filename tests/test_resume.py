@@ -31,7 +31,7 @@ from benchmark.objectives import rate, reconstruction
 from benchmark.record import RunDirectory
 from benchmark.task import CellTask
 from benchmark.tensors import read_tensors
-from benchmark.train import Trainer
+from benchmark.train import LAST, Trainer
 from tests import cells
 from tests.cells import SMALL, Killed, differences, found, lines, plain, result, run, stop_when
 
@@ -259,6 +259,18 @@ def test_a_stop_after_each_step_changes_nothing(quick, bench, optimiser):
     assert differences(everything(made.go_on()), everything(whole.go_on())) == []
 
 
+def test_a_checkpoint_of_a_program_whose_updates_were_not_fused_is_gone_on_from(straight, bench):
+    made = bench("older")
+    made.go_on(lambda t: t == 7)
+    path = made.directory.path / LAST
+    saved = read_tensors(path)
+    for optimiser in saved["trainer"]["optimisers"].values():
+        for group in optimiser["param_groups"]:
+            group["fused"] = None
+    torch.save(saved, path)
+    assert differences(everything(made.go_on()), straight) == []
+
+
 def test_the_selected_weights_are_the_models_alone(quick, bench):
     """A phase that a step has left for good is not entered again when a decay reloads them."""
     made = bench("reloaded").go_on()
@@ -368,6 +380,9 @@ def test_what_an_evaluation_has_finished_is_not_done_again(uncut, monkeypatch, c
     assert len(before) == 4 and len(after) == 5 and not {*before} & {*after}
     assert not any(name == "valid" for name, _ in computed)
     assert differences(result(folder), result(twin)) == []
+    # that batches have another size changes no more than rounding
+    of_uncut, mine = (r["summary"]["test"] for r in (uncut[1], result(folder)))
+    assert mine["nll"] == pytest.approx(of_uncut["nll"], rel=1e-5)
 
 
 @pytest.mark.parametrize("change", ["weights", "damage"])

@@ -91,9 +91,10 @@ class _TokenLogLikelihood(torch.autograd.Function):
                 mean = (exponentials @ weight).float() / total
                 d_hidden.append((g * (weight[y] - mean)).to(h.dtype))
             if ctx.needs_input_grad[1]:
-                scaled = (g * h).to(h.dtype)
-                part = exponentials.t() @ (-scaled / total).to(h.dtype)
-                part.index_add_(0, y, scaled)
+                scaled = (g * h).float()
+                part = (exponentials.t() @ (-scaled / total).to(h.dtype)).float()
+                # not index_add_, which on CUDA adds in an order of its own
+                part.index_put_((y,), scaled, accumulate=True)
                 d_weight = part if d_weight is None else d_weight.add_(part)
             del exponentials
         return torch.cat(d_hidden) if d_hidden else None, d_weight, None, None, None

@@ -20,7 +20,7 @@ def initialise(module: nn.Module, bound: float, embedding_bound: float) -> None:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, but on a CPU its masks cost a third: they are uniform numbers compared."""
+    """`nn.Dropout`, but its masks on a CPU, uniform numbers compared, cost a fraction."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or not self.training or not 0 < self.p < 1:

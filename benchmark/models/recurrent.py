@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 State = tuple[Tensor, Tensor]
@@ -33,7 +32,8 @@ class LSTM(nn.LSTM):
         """
         copies = 1 if codes is None else len(codes) // len(inputs)
         narrow = torch.is_autocast_enabled(inputs.device.type)
-        if inputs.device.type == "cpu" and (narrow or copies > 1):
+        shared = copies > 1 and inputs.dtype == torch.float32
+        if inputs.device.type == "cpu" and (narrow or shared):
             return self._scan(inputs, state, codes, copies)
         inputs = inputs.repeat_interleave(copies, dim=0) if copies > 1 else inputs
         if codes is not None:
@@ -99,6 +99,12 @@ def scan(
     return states, c, gates, cells
 
 
+def once() -> None:
+    """Raises RuntimeError in a backward pass that is to be differentiated."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("this recurrence can be differentiated once only")
+
+
 class Scan(torch.autograd.Function):
     """`scan` with its gradient: (states, last cells)."""
 
@@ -110,8 +116,8 @@ class Scan(torch.autograd.Function):
         return states, last.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_states: Tensor, d_last: Tensor):
+        once()
         weight, h, c, states, gates, cells = ctx.saved_tensors
         d_gates, d_h, d_c = torch.empty_like(gates), torch.zeros_like(h), d_last.clone()
         for t in reversed(range(len(states))):

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from benchmark.api import BOS, EOS, PAD, Batch, Draw, LatentModel
 from benchmark.models.gaussian import gaussian_log_density, kl_to_standard
 from benchmark.models.likelihood import token_log_likelihood
 from benchmark.models.lstm import LSTMDecoder
-from benchmark.models.recurrent import LSTM
+from benchmark.models.recurrent import LSTM, once
 
 
 class Gaussian(nn.Sequential):
@@ -51,7 +50,22 @@ class Recurrent:
         """[B, K, G] from h_{t-1} [B, K, H]."""
         if torch.is_grad_enabled():
             self.states.append(h.detach())
-        return F.linear(h, self.weight) + self.given[t]
+        return _Once.apply(h, self.weight) + self.given[t]
+
+
+class _Once(torch.autograd.Function):
+    """A product whose weight gets its gradient elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(h, weight)
+
+    @staticmethod
+    def backward(ctx: Any, d_product: Tensor):
+        once()
+        (weight,) = ctx.saved_tensors
+        return d_product @ weight, None
 
 
 class _Deferred(torch.autograd.Function):
@@ -63,8 +77,8 @@ class _Deferred(torch.autograd.Function):
         return given.view_as(given)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_given: Tensor):
+        once()
         states = torch.stack(ctx.states).type_as(d_given)
         return d_given.flatten(0, -2).t() @ states.flatten(0, -2), d_given, None
 
