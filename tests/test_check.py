@@ -4,7 +4,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 from benchmark import check, promises
 from benchmark.compose import defaults
 from benchmark.trial import Skip, subject
+from tests.cells import spent_by_children
 
 HERE = Path(__file__).parent
 BROKEN, SOUND = HERE / "broken", HERE / "sound"
@@ -128,11 +128,11 @@ def test_an_error_of_the_method_is_a_finding():
 
 def command(*words: str) -> tuple[int, str, str, float]:
     """Exit status, output, errors and seconds of the command."""
-    began = time.monotonic()
+    began = spent_by_children()
     done = subprocess.run(
         [sys.executable, "-m", "benchmark.check", *words], capture_output=True, text=True
     )
-    return done.returncode, done.stdout, done.stderr, time.monotonic() - began
+    return done.returncode, done.stdout, done.stderr, spent_by_children() - began
 
 
 def test_the_command_lists_promises_and_leaves_nothing_behind(tmp_path, monkeypatch):
