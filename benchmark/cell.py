@@ -154,9 +154,9 @@ def rehearse(config: DictConfig) -> None:
         )
 
 
-def restore(folder: Path) -> tuple[LatentModel, Corpus, torch.device]:
-    """A finished run's model as it was selected, with its data and its device. Raises UserError
-    where there is no such run, or its data or its method has changed."""
+def restore(folder: Path) -> tuple[LatentModel, SplitLike, torch.device]:
+    """A finished run's model as it was selected, the test split that it was measured on, and its
+    device. Raises UserError where there is no such run, or its data or method has changed."""
     directory = RunDirectory(folder)
     known = directory.read()
     if known is None or not (folder / BEST).exists():
@@ -176,7 +176,7 @@ def restore(folder: Path) -> tuple[LatentModel, Corpus, torch.device]:
         model.load_state_dict(read_tensors(folder / BEST))
     except RuntimeError as error:
         raise UserError(f"the weights of {folder} are another model's; train it again.") from error
-    return model.to(device).eval(), corpus, device
+    return model.to(device).eval(), Misread(corpus.test) if config.placebo else corpus.test, device
 
 
 def run_cell(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmark import compose, diagnosis
-from benchmark.api import Batch, LatentModel
+from benchmark.api import LatentModel
 from benchmark.cell import restore
 from benchmark.compose import UserError
 from benchmark.data.errors import DataError
@@ -75,7 +75,8 @@ def diagnose(
     found = diagnosis.parts(mean, variance)
     some = subset(split, "mi", MOST)
     told = diagnosis.information(codes[some], mean[some], variance[some])
-    drops, distortion = read_out(model, split, subset(split, "read", sentences), device)
+    chosen = subset(split, "read", sentences)
+    drops, distortion = read_out(model, split, chosen, mean, codes, device)
     read, error = np.transpose([mean_and_error(column) for column in drops.T])
     return Diagnosis(
         *(found, told, read, error, distortion, len(drops)),
@@ -110,41 +111,44 @@ def posteriors(
 
 
 def read_out(
-    model: LatentModel, split: SplitLike, rows: Rows, device: torch.device
+    model: LatentModel,
+    split: SplitLike,
+    rows: Rows,
+    mean: Array,
+    codes: Array,
+    device: torch.device,
 ) -> tuple[Array, dict[float, float]]:
     """What log p(x|z) loses when one unit alone is that of another sentence of the same length,
-    [n, D] of the n sentences that have one; and the distortion by the share of noise in z."""
+    [n, D] of the n sentences that have one; and the distortion by the share of noise in z.
+
+    mean, codes: [N, D], of the whole split.
+    """
     drops: list[Tensor] = []
     noisy: list[Tensor] = []
     shuffle, units = generator(split.name, "units"), model.units
+    kept = torch.tensor(NOISE, device=device)[:, None]
+    unit = torch.eye(units, dtype=torch.bool, device=device)
     for length, same in by_length(split, rows):
-        same = shuffle.permutation(same)  # each takes the units of the one before it
+        same = shuffle.permutation(same)
+        before = dict(zip(same, np.roll(same, 1), strict=True))  # whose units each one takes
         room = max(1, TOKENS[device.type] // (length * (units + len(NOISE))))
-        codes = torch.cat(
-            [own_code(model, batch) for _, batch in batches(split, same, room, device)]
-        )
-        others, start = codes.roll(1, 0), 0
         for part, batch in batches(split, same, room, device):
-            own, other = (z[start : start + len(part)] for z in (codes, others))
-            start += len(part)
-            mean = model.posterior(batch)[0]  # type: ignore[index]
-            kept = torch.tensor(NOISE, device=device)[:, None]
-            noisy.append(model.log_px(batch, mean[:, None] + kept * (own - mean)[:, None]))
+            centre, own, other = (
+                torch.as_tensor(table[places], dtype=torch.float32, device=device)[:, None]
+                for table, places in (
+                    *((mean, part), (codes, part)),
+                    (codes, [before[row] for row in part]),
+                )
+            )
+            scores = model.log_px(batch, torch.lerp(centre, own, kept)).double()
+            noisy.append(scores)
             if len(same) > 1:
-                unit = torch.eye(units, dtype=torch.bool, device=device)
-                replaced = torch.where(unit, other[:, None], own[:, None])  # [B, D, D]
-                drops.append(noisy[-1][:, -1:].double() - model.log_px(batch, replaced).double())
+                replaced = torch.where(unit, other, own)  # [B, D, D]
+                drops.append(scores[:, -1:] - model.log_px(batch, replaced).double())
     if not drops:
         raise UserError(f"no two of {len(rows)} sentences have one length: take more of them.")
-    distortion = -torch.cat(noisy).double().mean(0)
+    distortion = -torch.cat(noisy).mean(0)
     return torch.cat(drops).cpu().numpy(), dict(zip(NOISE, distortion.tolist(), strict=True))
-
-
-def own_code(model: LatentModel, batch: Batch) -> Tensor:
-    """[B, D], sample 0 of each sentence."""
-    z = model.draw(batch).z
-    assert z is not None
-    return z[:, 0]
 
 
 # -- in words -------------------------------------------------------------------------------------
@@ -202,8 +206,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     try:
         folder, sentences, at = asked(arguments)
-        model, corpus, device = restore(folder)
-        found = diagnose(model, corpus.test, device, sentences, at)
+        found = diagnose(*restore(folder), sentences, at)
         directory = RunDirectory(folder)
         with directory.lease():
             directory.save_json("diagnosis.json", found.record())

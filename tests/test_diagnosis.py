@@ -9,7 +9,9 @@ import torch
 from scipy import integrate, stats
 
 from benchmark import diagnose, diagnosis
+from benchmark.cell import restore
 from benchmark.diagnosis import Thresholds, information, parts, verdicts
+from benchmark.placebo import Misread
 from tests.cells import found as found_run
 from tests.cells import run
 from tests.test_evaluate import Known, linear_gaussian, normal, numbered
@@ -157,6 +159,24 @@ def test_a_run_is_diagnosed(tmp_path, capsys):
     # with no threshold to speak of, no unit is weak
     assert diagnose.main([str(path), "information=1e-9", "signal=1e-9", "read=1e-9"]) == 0
     assert "weak" not in json.loads((path / "diagnosis.json").read_text())["verdicts"]
+
+
+def test_a_placebo_is_diagnosed_on_what_it_read(tmp_path):
+    assert run(tmp_path / "cell", "placebo=true") == 0
+    path, known = found_run(tmp_path / "cell")
+    assert diagnose.main([str(path), "sentences=40"]) == 0
+    rate = sum(json.loads((path / "diagnosis.json").read_text())["units"]["rate"])
+    assert rate == pytest.approx(known["summary"]["test"]["kl"], rel=1e-4)
+    model, split, _ = restore(path)
+    assert isinstance(split, Misread) and not model.training
+
+
+@pytest.mark.parametrize("words", [["method=lm"], ["method=temporal_delta_vae"]])
+def test_a_run_without_one_code_a_sentence_is_refused(words, tmp_path, capsys):
+    assert run(tmp_path / "cell", *words) == 0
+    path, _ = found_run(tmp_path / "cell")
+    assert diagnose.main([str(path)]) == 1
+    assert "a diagnosis is of one code a sentence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
