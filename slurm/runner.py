@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,9 +75,12 @@ def give_up(path: Path, reason: str) -> None:
         log.warning("%s", error)
 
 
-def wait(results: Path, cells: Sequence[str], pause: float = PAUSE) -> int:
+def wait(
+    results: Path, cells: Sequence[str], begin: Callable[[], object], pause: float = PAUSE
+) -> int:
     """Until every one of these cells is at its end, resubmitting what is lost; returns the exit
-    status: 1 if one failed. Held jobs are told once; only a person can let them go."""
+    status: 1 if one failed. begin submits what is missing: runs by hand that were cut off. Held
+    jobs are told once; only a person can let them go. Raises Refused."""
     told: set[str] = set()
     said = ""
     while True:
@@ -93,18 +96,21 @@ def wait(results: Path, cells: Sequence[str], pause: float = PAUSE) -> int:
                     "%s is held (%s): scontrol release %s, or python -m slurm.cancel %s",
                     *(standing.cell, standing.reason, standing.jobs[-1], standing.cell),
                 )
-        if not any(standing.state in OPEN for standing in standings):
+        states = {standing.state for standing in standings}
+        if not states & {*OPEN, "missing"}:
             ended = [standing for standing in standings if standing.state in ("done", "stale")]
             return int(len(ended) < len({*cells}))
-        if any(standing.state == "lost" for standing in standings):
-            try:
+        try:
+            if "lost" in states:
                 repair(results, cells)
-            except record.Busy as error:
-                log.info("%s", error)
-            except Refused:
-                raise
-            except UserError as error:  # the scheduler is away, and may be back
-                log.warning("%s", error)
+            if "missing" in states:
+                begin()
+        except record.Busy as error:
+            log.info("%s", error)
+        except Refused:
+            raise
+        except UserError as error:  # the scheduler is away, and may be back
+            log.warning("%s", error)
         time.sleep(pause)
 
 

@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -167,6 +167,33 @@ def make_ready(results: Path, standings: Iterable[Standing]) -> None:
                     directory.write(status="queued", reason=None)
 
 
+def fan_out(
+    results: Path,
+    cells: Sequence[tuple[Cell, DictConfig]],
+    states: Set[str],
+    cluster: Cluster,
+    words: Sequence[str],
+) -> list[Standing]:
+    """Submit those of the cells that stand so once the right is ours; returns how each stood then.
+    Raises record.Busy while another process submits, Refused, and UserError where the scheduler is
+    away."""
+    with submitting(results):
+        lay_down(results, cells, words)
+        pairs = {cell.path("").as_posix(): (cell, config) for cell, config in cells}
+        known = {standing.cell: standing for standing in look(results, only=pairs)}
+        standings = [known[path] for path in pairs]
+        chosen = [standing for standing in standings if standing.state in states]
+        make_ready(results, chosen)
+        lay_down(results, cells, words)  # what was moved away
+        renew(results, [pairs[standing.cell] for standing in chosen])
+        others = [standing for standing in standings if standing.state in OPEN - states]
+        launch(
+            *(results, [standing.cell for standing in chosen], cluster),
+            after=sorted({job.partition("_")[0] for s in others for job in s.jobs[-1:]}),
+        )
+    return standings
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
     if {"-h", "--help"} & {*arguments}:
@@ -193,24 +220,13 @@ def submit(asked: Order) -> int:
         return dry_run(results, cells, asked)
     compose.writable("results_dir", str(results))
     prepare(cells)
-    with submitting(results):
-        lay_down(results, cells, asked.words)
-        paths = [cell.path("").as_posix() for cell, _ in cells]
-        standings = {standing.cell: standing for standing in look(results, only=paths)}
-        chosen = [standings[p] for p in paths if standings[p].state in CHOICES[asked.only]]
-        names = {standing.cell for standing in chosen}
-        make_ready(results, chosen)
-        lay_down(results, cells, asked.words)  # what was moved away
-        renew(results, [pair for pair in cells if pair[0].path("").as_posix() in names])
-        others = [s for p, s in standings.items() if p not in names and s.state in OPEN]
-        launch(
-            *(results, [standing.cell for standing in chosen]),
-            # who stays builds the leaderboard
-            replace(asked.cluster, leaderboard=False) if stays else asked.cluster,
-            after=sorted({job.partition("_")[0] for s in others for job in s.jobs[-1:]}),
-        )
-    _say(_summary(standings.values(), chosen, asked))
-    unknown = [standing.cell for standing in standings.values() if standing.state == "unknown"]
+    # who stays builds the leaderboard
+    cluster = replace(asked.cluster, leaderboard=False) if stays else asked.cluster
+    wanted = CHOICES[asked.only]
+    standings = fan_out(results, cells, wanted, cluster, asked.words)
+    chosen = [standing for standing in standings if standing.state in wanted]
+    _say(_summary(standings, chosen, asked))
+    unknown = [standing.cell for standing in standings if standing.state == "unknown"]
     if unknown and not chosen:
         raise UserError(
             f"{len(unknown)} cells may be in jobs of a cluster whose squeue does not answer here; "
@@ -219,15 +235,16 @@ def submit(asked: Order) -> int:
     if not stays:
         return 0
     if inline:
+        names = [standing.cell for standing in chosen]
         status = int(any(standing.state != "done" for standing in look(results, only=names)))
     else:
-        mine = [p for p in paths if p in names or standings[p].state in OPEN]
-        status = wait(results, mine)
-        while left := [s.cell for s in look(results, only=mine) if s.state == "missing"]:
-            # runs by hand, which were waited for, were cut off
-            with submitting(results):
-                launch(results, left, replace(asked.cluster, leaderboard=False))
-            status = wait(results, mine)
+        stood = zip(cells, standings, strict=True)
+        mine = {s.cell: pair for pair, s in stood if s.state in wanted | OPEN}
+        status = wait(
+            *(results, list(mine)),
+            # not what is lost, which goes on as it was submitted
+            lambda: fan_out(results, list(mine.values()), {"missing"}, cluster, asked.words),
+        )
     if asked.cluster.leaderboard and page.build(results):
         _say(str(page.told(results)))
     return status

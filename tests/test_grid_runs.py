@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from slurm import (
     estimate,
     grid,
     job,
+    launch,
     logs,
     page,
     pool,
@@ -415,6 +416,95 @@ def test_a_second_submitter_waits_for_its_turn(words, results, capsys):
     assert submitted(*words, "method=lm", "cluster=inline") == 0
 
 
+# Runs by hand, which are waited for ---------------------------------------------------------------
+
+
+def begun_by_hand(results: Path, words: list[str]) -> ExitStack:
+    """A run of the only cell of these words that would stop on the way; closed, it is cut off."""
+    ((cell, config),) = submit.plan(words)
+    config.stop_after = 1
+    submit.lay_down(results, [(cell, config)])
+    directory, lasts = record.RunDirectory(cell.path(results)), ExitStack()
+    lasts.enter_context(directory.lease())
+    directory.write(status="running")
+    return lasts
+
+
+@pytest.fixture
+def cut_off(words, results, monkeypatch) -> list[str]:
+    """Words whose cell a run by hand is at until somebody waits. Jobs run here and now."""
+    asked = [*words, "method=lm"]
+    by_hand = begun_by_hand(results, asked)
+
+    def wait(*arguments) -> int:
+        by_hand.close()
+        return runner.wait(*arguments, pause=0.1)
+
+    def here(results: Path, cells: list[str], _: cluster.Cluster, **__) -> None:
+        launch.launch(results, cells, cluster.load(["cluster=inline"]))
+
+    monkeypatch.setattr(submit, "wait", wait)
+    monkeypatch.setattr(submit, "launch", here)
+    return [*asked, "cluster=local", "--wait"]
+
+
+def test_who_waits_runs_what_a_run_by_hand_left(words, results, monkeypatch):
+    asked = [*words, "method=lm"]
+    by_hand = begun_by_hand(results, asked)
+
+    def wait(*arguments) -> int:
+        threading.Timer(1.0, by_hand.close).start()
+        return runner.wait(*arguments, pause=0.5)
+
+    monkeypatch.setattr(submit, "wait", wait)
+    assert submitted(*asked, "cluster=local", "--wait") == 0
+    assert states(results) == {"done": 1}
+
+
+def test_who_waits_runs_nothing_that_another_has_submitted(cut_off, words, results, monkeypatch):
+    """Between the look and the right to submit."""
+    alone = [*words, "method=lm", "cluster=inline"]
+    rights = iter([lambda: None, lambda: submitted(*alone)])
+
+    @contextmanager
+    def too_late(results: Path):
+        next(rights, lambda: None)()
+        with launch.submitting(results):
+            yield
+
+    monkeypatch.setattr(submit, "submitting", too_late)
+    assert submitted(*cut_off) == 0
+    assert states(results) == {"done": 1} and len(Ledger(results).read()[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("struck", "status", "said"),
+    [
+        (record.Busy("another process submits"), 0, ""),
+        (compose.UserError("SLURM does not answer."), 0, ""),
+        (launch.Refused("SLURM refuses the job."), 1, "SLURM refuses the job.\n"),
+        (KeyboardInterrupt(), 130, "the same command waits for it again\n"),
+    ],
+)
+def test_what_strikes_who_takes_over_a_run_by_hand(
+    struck, status, said, cut_off, results, monkeypatch, capsys
+):
+    """Another submitter and a scheduler that is away are waited for. What ends the command leaves
+    the right to submit to the next one."""
+    here, blows = submit.launch, [struck]
+
+    def strike(results: Path, cells: list[str], *arguments, **more) -> None:
+        if cells and blows:
+            raise blows.pop()
+        here(results, cells, *arguments, **more)
+
+    monkeypatch.setattr(submit, "launch", strike)
+    assert submitted(*cut_off) == status and not blows
+    assert capsys.readouterr().err.endswith(said)
+    assert states(results) == {"missing" if status else "done": 1}
+    assert submitted(*cut_off) == 0 and states(results) == {"done": 1}
+
+
 # The leaderboard ---------------------------------------------------------------------------------
 
 
@@ -542,19 +632,6 @@ def test_the_local_runner_makes_nothing_of_what_it_is_not_told(
     assert pool.command(words) == status
     out, err = capsys.readouterr()
     assert told in out + err and not list(tmp_path.iterdir())
-
-
-def test_who_waits_runs_what_a_run_by_hand_left(words, results):
-    asked = [*words, "method=lm"]
-    made = submit.plan(asked)
-    submit.lay_down(results, made)
-    by_hand = record.RunDirectory(made[0][0].path(results))
-    until_cut_off = ExitStack()
-    until_cut_off.enter_context(by_hand.lease())
-    by_hand.write(status="running")
-    threading.Timer(5.0, until_cut_off.close).start()
-    assert submitted(*asked, "cluster=local", "--wait") == 0
-    assert states(results) == {"done": 1}
 
 
 def test_a_cell_that_never_gets_on_is_given_up(words, results, monkeypatch):

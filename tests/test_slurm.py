@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ def words(results: Path, data: Path) -> list[str]:
     return [*WORDS, *steps, f"results_dir={results}", f"data_dir={data}"]
 
 
+def wait(results: Path, paths: list[str], pause: float = 1.0) -> int:
+    """For cells that were all submitted."""
+    return runner.wait(results, paths, lambda: pytest.fail("a cell was never submitted"), pause)
+
+
 class Grid:
     """Two cells of the results folder under test."""
 
@@ -111,7 +117,7 @@ class Grid:
     def finish(self, seconds: float = 240) -> None:
         """Bring it to its end as a user would, and compare with the calm run."""
         paths = sorted(self.look())
-        assert runner.wait(self.results, paths, pause=1.0) == 0
+        assert wait(self.results, paths) == 0
         assert self.look() == dict.fromkeys(paths, "done")
         for cell in paths:
             assert record.validate(self.results / cell) == []
@@ -166,7 +172,7 @@ def test_what_the_user_cancels_stays_cancelled(struck, capsys):
     struck.until(
         lambda: struck.look() == {cell: "cancelled", other: "done"}, "one ends, one is done"
     )
-    assert runner.wait(struck.results, [cell], pause=1.0) == 1 and struck.attempts() == 1
+    assert wait(struck.results, [cell]) == 1 and struck.attempts() == 1
     assert grid.progress(struck.results / cell)[0] > 0
     struck.submit()  # asks for what is missing, which this is not
     assert struck.look()[cell] == "cancelled"
@@ -235,7 +241,8 @@ def test_the_controller_dies_and_comes_back(slurm_without_accounting, tmp_path, 
     struck.training()
     time.sleep(3)  # it saves what it knows with a delay
     struck.box.stop_controller(signal.SIGKILL)
-    assert set(struck.look().values()) <= {"unknown", "done"}
+    # running: by its lease, whose process this machine sees
+    assert set(struck.look().values()) <= {"unknown", "running", "done"}
     assert grid.lost(struck.results) == []
     struck.box.start_controller()
     struck.finish()
@@ -277,6 +284,34 @@ def test_a_submission_waits_for_the_controller(struck):
     struck.finish()
 
 
+def test_who_waits_outlasts_a_controller_that_is_away(struck, monkeypatch):
+    """Also with cells that SLURM never had: runs by hand that were cut off."""
+    asked = [*words(struck.results, struck.data), *GRID]
+    made, by_hand = submit.plan(asked), ExitStack()
+    submit.lay_down(struck.results, made)
+    for cell, _ in made:
+        directory = record.RunDirectory(cell.path(struck.results))
+        by_hand.enter_context(directory.lease())
+        directory.write(status="running")
+
+    def cut_off(*arguments) -> int:
+        struck.box.stop_controller()
+        by_hand.close()
+        return runner.wait(*arguments, pause=1.0)
+
+    heard = []
+
+    def come_back(_: str, error: object) -> None:
+        heard.append(str(error))
+        struck.box.start_controller()
+
+    monkeypatch.setattr(submit, "wait", cut_off)
+    monkeypatch.setattr(runner.log, "warning", come_back)
+    assert submit.main([*asked, *CLUSTER, "cluster.patience=0", "--wait"]) == 0
+    assert len(heard) == 1 and "SLURM does not answer" in heard[0]
+    struck.finish()
+
+
 def test_a_wrong_partition_is_refused_at_once_and_nothing_is_lost(struck, capsys):
     asked = [*words(struck.results, struck.data), *GRID, *CLUSTER]
     assert submit.main([*asked, "cluster.partition=nowhere"]) == 1
@@ -305,7 +340,7 @@ def test_two_runners_at_once_submit_once(struck):
     struck.kill(struck.training())
     with ThreadPoolExecutor() as pool:
         paths = sorted(struck.look())
-        waits = [pool.submit(runner.wait, struck.results, paths, pause=0.5) for _ in range(2)]
+        waits = [pool.submit(wait, struck.results, paths, pause=0.5) for _ in range(2)]
         assert [wait.result() for wait in waits] == [0, 0]
     assert struck.attempts() == 2
     struck.finish()
