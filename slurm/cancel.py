@@ -16,8 +16,7 @@ from slurm import queue
 from slurm.cluster import Executor
 from slurm.grid import Standing, look
 from slurm.ledger import Ledger
-
-OPEN = {"pending", "held", "running", "lost", "unknown"}
+from slurm.runner import OPEN
 
 
 def main(arguments: Sequence[str]) -> int:
