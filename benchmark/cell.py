@@ -10,21 +10,21 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from benchmark import record
-from benchmark.api import EOS, PAD, SLOTS, LatentModel
-from benchmark.compose import UserError, build, find_method, method_files, sentence, typed
+from benchmark.api import EOS, PAD, SLOTS, LatentModel, Recipe
+from benchmark.compose import UserError, make_method, method_files, sentence, stored, writable
 from benchmark.config import Evaluation, Precision
 from benchmark.data.batches import cut
-from benchmark.data.corpus import Corpus, load
+from benchmark.data.corpus import Corpus, Split, load
 from benchmark.data.prepare import prepare
 from benchmark.evaluate import Effort, Report, SplitLike, Stopped, evaluate
 from benchmark.placebo import Misread
@@ -134,49 +134,124 @@ def make_task(config: DictConfig, corpus: Corpus) -> tuple[CellTask, list]:
 def rehearse(config: DictConfig) -> None:
     """Build the recipe for invented data, before any is prepared. Raises UserError where the
     method refuses the sizes, or a placebo; what else goes wrong, goes wrong in the cell."""
-    sizes, method = dict(config.model), config.method
+    sizes = dict(config.model)
     task = CellTask(
         *(16, 8.0, 16),  # vocabulary; tokens of a sentence, of the longest
         *(1024, config.budget.batch_size, 32, 320),  # sentences, of a batch; steps
         **sizes,
     )
-    fields = {key: value for key, value in method.items() if key != "name"}
     try:
         with torch.device("meta"):
-            recipe = build(find_method(method.name), fields).recipe(task)
+            recipe = make_method(config.method).recipe(task)
     except ValueError as error:
         raise UserError(sentence(error)) from error
     except Exception:
         return
     if config.placebo and recipe.model is not None and recipe.model.latent == "none":
         raise UserError(
-            f"placebo=true means nothing for {method.name}, which infers nothing; leave it out."
+            f"placebo=true means nothing for {config.method.name}, which infers nothing; "
+            "leave it out."
         )
 
 
-def restore(folder: Path) -> tuple[LatentModel, SplitLike, torch.device]:
-    """A finished run's model as it was selected, the test split that it was measured on, and its
-    device. Raises UserError where there is no such run, or its data or method has changed."""
-    directory = RunDirectory(folder)
-    known = directory.read()
-    if known is None or not (folder / BEST).exists():
-        raise UserError(f"{folder} is no run with a selected checkpoint; train it first.")
-    stored = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(stored, DictConfig)
-    config = typed(stored)
-    device = choose_device(config)
-    prepare_torch(config, device)
-    corpus = load(prepare(config.dataset, Path(config.data_dir)))
-    if corpus.hash != known["provenance"]["data_hash"]:
-        raise UserError(f"the data of {folder} has changed since; train it again.")
-    task, _ = make_task(config, corpus)
-    fields = {key: value for key, value in config.method.items() if key != "name"}
-    model = build(find_method(config.method.name), fields).recipe(task).model or task.model()
+def gather(config: DictConfig) -> Corpus:
+    """A cell's data, prepared if it is not yet, which may take long: so the rest is tried first.
+    Raises UserError and DataError."""
+    data = writable("data_dir", config.data_dir)
+    rehearse(config)
+    return load(prepare(config.dataset, data))
+
+
+def make_recipe(config: DictConfig, corpus: Corpus) -> tuple[Recipe, CellTask, list]:
+    """The method's recipe, what it was told, and the training batches."""
+    task, batches = make_task(config, corpus)
+    return make_method(config.method).recipe(task), task, batches
+
+
+def as_met(split: Split, config: DictConfig) -> SplitLike:
+    """A split as the cell's model meets it in evaluation: a placebo misreads it."""
+    return Misread(split) if config.placebo else split
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A finished run: its selected model, in evaluation mode, and what it was made with."""
+
+    model: LatentModel
+    config: DictConfig
+    corpus: Corpus
+    recipe: Recipe  # of this model; modules in its other slots are as new, no weights being kept
+    task: CellTask
+    batches: list[np.ndarray]  # of training: rows of `corpus.train`
+    record: dict[str, Any]  # run.json
+    device: torch.device  # where the model and the recipe's modules are
+
+    def split(self, name: str) -> SplitLike:
+        """train, valid or test as the model met it; but a placebo met every training sentence
+        with ever new partners, which are fixed here."""
+        return as_met(getattr(self.corpus, name), self.config)
+
+
+def restore(folder: Path, device: str | None = None) -> Restored:
+    """A finished run's model as it was selected, and all that it was trained and measured with.
+
+    device: in place of the run's own; of one that is not here auto takes the place. Warns if the
+    code has changed since. Raises UserError where there is no such run or it cannot be rebuilt,
+    and DataError where its data cannot be prepared.
+    """
+    known, weights = _selected(folder)
+    config, about = stored(folder), known["provenance"]
+    place = _device(config, device)
+    if about.get("fingerprint") != record.fingerprint(method_files(config.method)):
+        log.warning("the code has changed since %s was trained: its model may have, too", folder)
     try:
-        model.load_state_dict(read_tensors(folder / BEST))
-    except RuntimeError as error:
-        raise UserError(f"the weights of {folder} are another model's; train it again.") from error
-    return model.to(device).eval(), Misread(corpus.test) if config.placebo else corpus.test, device
+        corpus = gather(config)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error}") from error
+    if about.get("data_hash") != corpus.hash:
+        raise UserError(f"the data of {folder} is not what it was; put it back, or train it again.")
+    prepare_torch(config, place)
+    recipe, task, batches = make_recipe(config, corpus)
+    model = task.model() if recipe.model is None else recipe.model
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the weights of {folder} are another model's than this code makes; go back to the "
+            "code of then, or train it again."
+        ) from error
+    recipe = recipe.but(model=model.eval())
+    for slot in SLOTS:
+        if isinstance(module := getattr(recipe, slot), nn.Module):
+            module.to(place)
+    return Restored(model, config, corpus, recipe, task, batches, known, place)
+
+
+def _selected(folder: Path) -> tuple[dict[str, Any], Any]:
+    """A finished run's record and the weights that it speaks of. Raises UserError."""
+    try:
+        known = RunDirectory(folder).read()
+        if known is None:
+            raise ValueError("it has no run.json")
+        if known["status"] not in ("done", "stopped"):
+            raise ValueError(f"it is {known['status']}")
+        return known, read_tensors(folder / BEST)
+    except (ValueError, OSError, Damaged) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        raise UserError(
+            f"{folder} is no run with a selected checkpoint: {why}; train it, or name another."
+        ) from error
+
+
+def _device(config: DictConfig, asked: str | None) -> torch.device:
+    """The device that is asked for, or else the configuration's, or else any."""
+    if asked is None:
+        try:
+            return choose_device(config)
+        except UserError:
+            log.warning("the run's own device, %s, is not here: auto it is", config.device)
+    config.device = asked or "auto"
+    return choose_device(config)
 
 
 def run_cell(
@@ -323,10 +398,7 @@ class _Cell:
             log.warning(
                 "this processor has no AMX: it trains in bf16 as asked, but slower than in fp32"
             )
-        self.task, batches = make_task(config, corpus)
-        method = config.method
-        fields = {key: value for key, value in method.items() if key != "name"}
-        recipe = build(find_method(method.name), fields).recipe(self.task)
+        recipe, self.task, batches = make_recipe(config, corpus)
         self.slots = [slot for slot in SLOTS if getattr(recipe, slot) is not None]
         self.trainer = Trainer(
             recipe,
@@ -342,9 +414,7 @@ class _Cell:
             metrics=directory.metrics(),
             placebo=config.placebo,
         )
-        self.valid, self.test = (
-            Misread(split) if config.placebo else split for split in (corpus.valid, corpus.test)
-        )
+        self.valid, self.test = (as_met(split, config) for split in (corpus.valid, corpus.test))
 
     @property
     def model(self) -> LatentModel:

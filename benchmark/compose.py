@@ -33,7 +33,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from benchmark.config import Config, Dataset, schema
 from benchmark.record import NAME
@@ -41,7 +41,7 @@ from benchmark.record import NAME
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLUGINS = "collapse_benchmark.methods"  # entry-point group of methods from other packages
 GROUPS = ("method", "dataset", "model", "budget")
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 class UserError(ValueError):
@@ -229,6 +229,19 @@ def cell(words: Sequence[str]) -> tuple[DictConfig, str]:
     """
     composed, keys = compose(words)
     return typed(composed, keys), composed.hydra.runtime.choices["method"]
+
+
+def stored(folder: Path) -> DictConfig:
+    """The checked configuration that lies in a run's folder. Raises UserError."""
+    path = folder / "config.yaml"
+    try:
+        found = OmegaConf.load(path)
+        if not isinstance(found, DictConfig):
+            raise UserError("it holds no options.")
+        return typed(found)
+    except (OSError, UnicodeDecodeError, UserError, *HYDRA_ERRORS) as error:
+        why = getattr(error, "strerror", None) or explain(error)
+        raise UserError(sentence(why if str(path) in why else f"{path}: {why}")) from error
 
 
 def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
@@ -539,6 +552,13 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def make_method(values: Any, config: str | None = None) -> Any:
+    """A method, given its configuration in full; config: its config's name, which is its own where
+    `values` has none. Raises UserError where it refuses its values."""
+    rest = {key: value for key, value in values.items() if key != "name"}
+    return build(find_method(values.get("name", config)), rest)
+
+
 def build(cls: type, values: Any, where: str = "method.") -> Any:
     """The method's dataclass filled from a configuration, which stands at `where`. Raises
     UserError where the method refuses it."""
@@ -546,17 +566,12 @@ def build(cls: type, values: Any, where: str = "method.") -> Any:
     filled = {f.name: _plain(typed_values[f.name]) for f in fields(cls)}
     for f in fields(cls):
         if "methods" in f.metadata:
-            filled[f.name] = {name: _part(name, part) for name, part in filled[f.name].items()}
+            parts = filled[f.name].items()
+            filled[f.name] = {name: make_method(part, name) for name, part in parts}
     try:
         return cls(**filled)
     except ValueError as error:
         raise UserError(sentence(error).replace("method.", where)) from error
-
-
-def _part(config: str, values: dict[str, Any]) -> Any:
-    """One of the methods that a method is made of."""
-    rest = {key: value for key, value in values.items() if key != "name"}
-    return build(find_method(values.get("name", config)), rest)
 
 
 def _plain(value: Any) -> Any:

@@ -153,16 +153,11 @@ def run_stored(path: Path, stop_requested: Callable[[], bool]) -> str:
         return known["status"]
 
     from benchmark import cell as cells
-    from benchmark.data.corpus import load
-    from benchmark.data.prepare import prepare
 
     try:
-        stored = OmegaConf.load(path / "config.yaml")
-        assert isinstance(stored, DictConfig)
-        config = compose.typed(stored)
+        config = compose.stored(path)
         device = cells.choose_device(config)
-        cells.rehearse(config)
-        corpus = load(prepare(config.dataset, compose.writable("data_dir", config.data_dir)))
+        corpus = cells.gather(config)
     except (compose.UserError, DataError) as error:
         with directory.lease():
             directory.write(status="failed", reason=compose.sentence(error))
@@ -193,15 +188,11 @@ def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
         return FAILURE
 
     compose.writable("results_dir", config.results_dir)
-    data = compose.writable("data_dir", config.data_dir)
 
     from benchmark import cell as cells
-    from benchmark.data.corpus import load
-    from benchmark.data.prepare import prepare
 
     device = cells.choose_device(config)
-    cells.rehearse(config)
-    corpus = load(prepare(config.dataset, data))
+    corpus = cells.gather(config)
     directory.create(cell, OmegaConf.to_yaml(config))
     with stop_signals() as stopped, progress_bar(cell.variant) as progress:
         status = cells.run_cell(

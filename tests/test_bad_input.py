@@ -373,6 +373,44 @@ def test_records(text, expected, here, refused):
     assert re.search(expected, refused())
 
 
+STORED = [
+    (None, "config.yaml: No such file or directory"),
+    (b"\xff\xfe", "config.yaml: .*can't decode"),
+    (b"seed: \x00", "config.yaml, line 1 is no YAML|config.yaml: unacceptable character"),
+    (b"seed: [", "config.yaml, line 1 is no YAML"),
+    (b"- seed", "config.yaml: it holds no options"),
+    (b"3", "config.yaml: Invalid loaded object type: int"),
+    (b"", "config.yaml: the method's YAML names no method"),
+    (b"method: ${nowhere}", "config.yaml: Interpolation key 'nowhere' not found"),
+    (b"method: {name: vee}", "config.yaml: no method is registered as 'vee'; did you mean 'vae'"),
+    (b"method: {name: kl_annealing}", "config.yaml: the method's YAML does not list cycles, "),
+    (
+        b"method: {name: vae}\nsead: 1",
+        "config.yaml: there is no option 'sead'; did you",
+    ),
+    (b"method: {name: vae}\nseed: a", "config.yaml: seed must be an integer, not 'a'"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), STORED, ids=[expected for _, expected in STORED])
+def test_stored_configurations(text, expected, here):
+    """Of a cell that was laid down for a job: its record tells."""
+    with compose.hydra_ready():
+        config, method = compose.cell([])
+    cell = run.make_cell(config, method, [])
+    directory = record.RunDirectory(cell.path("results"))
+    directory.create(cell, "")
+    file = directory.path / "config.yaml"
+    if text is None:
+        file.unlink()
+    else:
+        file.write_bytes(text)
+    assert run.run_stored(directory.path, lambda: False) == "failed"
+    known = directory.read()
+    assert known is not None and is_one_sentence(known["reason"] + "\n")
+    assert re.search(expected, known["reason"]) and known["reason"].count(str(file)) == 1
+
+
 @pytest.fixture
 def one_thread():
     with torch_kept():
