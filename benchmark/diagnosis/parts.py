@@ -1,7 +1,7 @@
 """Why a latent unit died: closed forms on the moments of its posteriors, and what they mean.
 
-A unit's posterior is N(mu(x), sigma^2(x)), its prior N(0, 1); N sentences, D units; nats. The rate
-R = E KL falls into three parts, each at least 0 (with 1/N variances exactly so):
+A unit's posterior is N(mu(x), sigma^2(x)), its prior N(0, 1); N sentences, D units; nats a
+sentence. The rate R = E KL falls into three parts, each at least 0 (with 1/N variances exactly so):
 
     S = Var_x mu, N = E_x sigma^2                   signal and noise
     C = 1/2 ln(1 + S/N)                             capacity of the means
@@ -11,34 +11,24 @@ R = E KL falls into three parts, each at least 0 (with 1/N variances exactly so)
 U = C + H is an upper bound on I(x; z), for a Gaussian has the most entropy at a given variance;
 J = U - I is how far from Gaussian the aggregate is. S is the statistic behind active units (Burda
 et al. 2016).
+
+A channel with a code for each step has these at every step, over the sentences that reach it, and
+their sum is taken. What is left of the rate takes the place of G: a posterior relative to a prior
+that follows its history leaves G's sum; another's may be below 0, for its steps share information.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmark.config import Diagnosis
 from benchmark.estimators import Array, log_mean_exp
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """From where a quantity counts."""
-
-    signal: float = 0.01  # of S: Burda et al.'s for an active unit
-    information: float = 0.05  # nats, of U and G; of I the half
-    read: float = 0.05  # nats a sentence, of the read-out
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"the threshold {name} must be above 0, not {value}")
-
-
-@dataclass(frozen=True)
 class Parts:
-    """[D] each: of the rate, see the module."""
+    """[D] each: of the rate, see the module. Signal and noise are means over steps."""
 
     signal: Array
     noise: Array
@@ -53,18 +43,25 @@ class Parts:
         return self.capacity + self.heterogeneity
 
 
-def parts(mean: Array, variance: Array) -> Parts:
-    """The rate's parts from the posteriors' moments, [N, D] each."""
-    mean, variance = np.asarray(mean, float), np.asarray(variance, float)
-    centre, signal, noise = mean.mean(0), mean.var(0), variance.mean(0)
-    total, logs = signal + noise, np.log(variance).mean(0)
+def parts(sums: Array, rate: Array) -> Parts:
+    """The rate's parts from the posteriors' moments, see `evaluate.Moments`, and the rate [D].
+
+    sums: [5, T, D], at each step over the sentences that reach it: their number, and the sums of
+    mean, squared mean, variance and log variance. A global code has one step.
+    """
+    mean, square, noise, logs = sums[1:] / np.maximum(sums[0], 1)  # [T, D] each
+    noise = np.where(sums[0] > 0, noise, 1)  # of a step that no sentence reaches
+    signal = np.maximum(square - mean**2, 0)
+    reached = sums[0] / sums[0, 0]  # the share of the sentences
+    capacity = (reached * 0.5 * np.log1p(signal / noise)).sum(0)
+    heterogeneity = (reached * 0.5 * (np.log(noise) - logs)).sum(0)
     return Parts(
-        signal=signal,
-        noise=noise,
-        rate=0.5 * (total + centre**2 - 1 - logs),
-        capacity=0.5 * np.log1p(signal / noise),
-        heterogeneity=0.5 * (np.log(noise) - logs),
-        mismatch=0.5 * (total + centre**2 - 1 - np.log(total)),
+        signal=np.average(signal, axis=0, weights=sums[0]),
+        noise=np.average(noise, axis=0, weights=sums[0]),
+        rate=rate,
+        capacity=capacity,
+        heterogeneity=heterogeneity,
+        mismatch=rate - capacity - heterogeneity,
     )
 
 
@@ -78,36 +75,60 @@ def information(codes: Array, mean: Array, variance: Array) -> Array:
     return found
 
 
-def verdicts(found: Parts, told: Array, read: Array, at: Thresholds) -> list[str]:
+def verdicts(
+    found: Parts, at: Diagnosis, told: Array | None, read: Array, read_error: Array
+) -> list[str]:
     """Of each unit one of
 
-    active    written and read
-    weak      the posterior is nearly the same for all x
-    noisy     its means move, and their noise drowns them
-    unread    written, and the decoder does not use it
-    outliers  a few sentences make all of its signal
+    active     written and read
+    weak       the posterior is nearly the same for all x
+    noisy      its means move, and their noise drowns them
+    unread     written, and the decoder does not use it
+    undecided  written; too few sentences say whether it is used: two standard errors span it
+    outliers   a few sentences make all of its signal
 
-    told: [D], I; read: [D], the read-out, nats a sentence.
+    told: [D], I, or None where it is not known; read, read_error: [D], the read-out.
     """
 
-    def of(signal: float, bound: float, told: float, read: float) -> str:
+    def of(signal: float, bound: float, told: float, read: float, error: float) -> str:
         if bound < at.information:
             return "weak" if signal < at.signal else "noisy"
-        if read < at.read:
+        if read + 2 * error < at.read:
             return "unread"
+        if not read - 2 * error >= at.read:
+            return "undecided"
         return "active" if told >= at.information / 2 else "outliers"
 
-    return [of(*unit) for unit in zip(found.signal, found.bound, told, read, strict=True)]
+    told = np.full_like(read, np.inf) if told is None else told
+    units = zip(found.signal, found.bound, told, read, read_error, strict=True)
+    return [of(*unit) for unit in units]
 
 
-def flags(found: Parts, at: Thresholds) -> list[list[str]]:
+def flags(found: Parts, at: Diagnosis, reliability: Array) -> list[list[str]]:
     """Of each unit, besides: `off prior`, where the rate pays for an aggregate that is not the
-    prior rather than for information; `low scale`, where active units would overlook it."""
-    off: NDArray[np.bool_] = (found.mismatch >= at.information) & (
-        (found.bound < at.information) | (found.mismatch > found.bound)
-    )
-    low = (found.signal < at.signal) & (found.bound >= at.information)
-    return [
-        ["off prior"] * bool(o) + ["low scale"] * bool(small)
-        for o, small in zip(off, low, strict=True)
-    ]
+    prior rather than for information; `low scale`, where active units would overlook it;
+    `unstable`, where what moves its mean is not the sentence. reliability: [D], the least of those
+    that there are, or NaN."""
+    written = found.bound >= at.information
+    flagged = {
+        "off prior": (found.mismatch >= at.information) & (found.mismatch > found.bound),
+        "low scale": (found.signal < at.signal) & written,
+        "unstable": (reliability < at.reliability) & ((found.signal >= at.signal) | written),
+    }
+    return [[name for name, units in flagged.items() if units[d]] for d in range(len(found.signal))]
+
+
+def reliability(between: Array, within: Array, draws: int) -> Array:
+    """[D], the intra-class correlation B / (B + W): the share of a quantity's variance that is the
+    sentence's. between: [D], the variance over sentences of its mean over `draws` draws of a
+    nuisance, which holds W / draws itself; within: [D], W. NaN where nothing moves at all."""
+    own = np.maximum(between - within / draws, 0)
+    with np.errstate(invalid="ignore"):
+        return own / (own + within)
+
+
+def plain(column: Array | None) -> list[float | None] | None:
+    """For JSON, which has no NaN."""
+    if column is None:
+        return None
+    return [float(value) if np.isfinite(value) else None for value in column]

@@ -1,0 +1,156 @@
+"""Everything that a diagnosis measures of a run, as the plain record that diagnosis.json holds.
+
+Whatever has no meaning for a model is None, and `notes` says why by its name.
+"""
+
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from benchmark.api import LatentModel
+from benchmark.cell import Restored
+from benchmark.compose import UserError
+from benchmark.config import Diagnosis
+from benchmark.diagnosis import gradients, parts, plane
+from benchmark.diagnosis.interventions import interventions
+from benchmark.diagnosis.lag import lag
+from benchmark.diagnosis.reading import reading, told_apart
+from benchmark.diagnosis.replay import Probe, replay
+from benchmark.diagnosis.residuals import residuals
+from benchmark.diagnosis.units import NUISANCES, drift, rate, read_out, reliability
+from benchmark.evaluate import SplitLike, subset
+from benchmark.record import read_metrics
+
+SCHEMA = 1
+TRAIL = {"step": "steps", "variance_of_mean": "signal", "mean_of_variance": "noise", "kl": "kl"}
+WHY_NO_INFORMATION = "codes with a step for each word have no one mixture over sentences"
+REPLAY, INTERVENE = EXTRAS = ("replay", "intervene")
+Record = dict[str, Any]
+Section = Callable[[], Any]
+
+
+def measure(run: Restored, folder: Path, at: Diagnosis, extra: Set[str] = frozenset()) -> Record:
+    """The record of a finished run in its folder; extra: of `EXTRAS`, what trains it again. Raises
+    UserError where nothing can be said."""
+    valid, test = run.split("valid"), run.split("test")
+    record = {"schema": SCHEMA, "cell": run.record["cell"], "step": run.record["selected_step"]}
+    if run.model.latent == "none":
+        trail = validations(folder)
+        record |= {"latent": "none", "notes": {"units": "the model has no latent variable"}}
+        return record | {"residuals": residuals(run.model, (valid, test), run.device, trail)}
+    record |= diagnosed(run.model, valid, test, run.device, at)
+    record["trajectory"] = trajectory(folder)
+    if REPLAY in extra:
+        record |= replayed(run, at)
+    if INTERVENE in extra:
+        record["interventions"] = interventions(run, read=at.read)
+    return record
+
+
+def replayed(run: Restored, at: Diagnosis) -> Record:
+    """What is seen on the way of the run's training: the noise of its gradients, how much its means
+    move between two looks and, of a code in the plane, those means beside the true ones."""
+    valid, device = run.split("valid"), run.device
+    probes: dict[str, Probe] = {"gradients": gradients.probe(run)}
+    if run.model.latent == "global":
+        probes["drift"] = drift(valid, device, at.sentences)
+        if run.model.units <= plane.MOST_UNITS:
+            probes["plane"] = lambda model, step: plane.points(model, valid, device, at.refined)
+    found = replay(run, probes)
+    about = {name: found.pop(name) for name in ("steps", "exact")}
+    record = {name: about | found[name] for name in ("gradients", "drift") if name in found}
+    return record | ({"planes": about | {"plane": found["plane"]}} if "plane" in found else {})
+
+
+@torch.no_grad()
+def diagnosed(
+    model: LatentModel, valid: SplitLike, test: SplitLike, device: torch.device, at: Diagnosis
+) -> Record:
+    """What the model and two splits alone tell."""
+    model.eval()
+    notes: dict[str, str] = {}
+
+    def attempt(name: str, section: Section) -> Any:
+        try:
+            return section()
+        except UserError as error:
+            notes[name] = str(error)
+            return None
+
+    rows = subset(test, "read", at.sentences)
+    found = {"latent": model.latent, "sentences": len(rows), "thresholds": thresholds(at)}
+    found |= attempt("units", lambda: units(model, test, rows, device, at, notes)) or {}
+    read = attempt("reading", lambda: reading(model, test, rows, device))
+    if read is not None:
+        found["reading"], why = read
+        notes |= {f"reading/{name}": reason for name, reason in why.items()}
+        found["reading"]["apart"] = attempt(
+            "reading/apart",
+            lambda: told_apart(model, valid, test, at.sentences, at.candidates, device),
+        )
+    found["lag"] = attempt("lag", lambda: lag(model, test, device, at.refined))
+    if model.units <= plane.MOST_UNITS:
+        found["plane"] = attempt("plane", lambda: plane.points(model, test, device, at.refined))
+    return found | {"notes": notes}
+
+
+def thresholds(at: Diagnosis) -> dict[str, float]:
+    """From where a quantity counts."""
+    return {name: getattr(at, name) for name in ("signal", "information", "read", "reliability")}
+
+
+def units(
+    model: LatentModel,
+    split: SplitLike,
+    rows: np.ndarray,
+    device: torch.device,
+    at: Diagnosis,
+    notes: dict[str, str],
+) -> Record:
+    """Each unit's measures, verdict and flags, and the noise counterfactual."""
+    found, told = rate(model, split, device)
+    drops, distortion = read_out(model, split, rows, device)
+    stable = reliability(model, split, rows, device, at)
+    read = drops.mean(0)
+    error = (
+        drops.std(0, ddof=1) / np.sqrt(len(drops)) if len(drops) > 1 else np.full_like(read, np.nan)
+    )
+    if told is None:
+        notes["units/information"] = WHY_NO_INFORMATION
+    if distortion is None:
+        notes["distortion_by_noise"] = "the posterior's means are relative to the prior"
+    for name, values in stable.items():
+        if values is None:
+            notes[f"units/reliability/{name}"] = "nothing moves the posterior so"
+    known = [values for name in NUISANCES if (values := stable[name]) is not None]
+    least = np.fmin.reduce(known) if known else np.full_like(read, np.nan)
+    names = ("signal", "noise", "rate", "capacity", "heterogeneity", "mismatch", "bound")
+    columns = {name: getattr(found, name) for name in names}
+    columns |= {"information": told, "read": read, "read_error": error}
+    return {
+        "units": {name: parts.plain(column) for name, column in columns.items()}
+        | {"reliability": {name: parts.plain(column) for name, column in stable.items()}},
+        "verdicts": parts.verdicts(found, at, told, read, error),
+        "flags": parts.flags(found, at, least),
+        "distortion_by_noise": distortion,
+    }
+
+
+def trajectory(folder: Path) -> Record | None:
+    """Signal, noise and rate of each unit at the validations of its training, [times][D]."""
+    try:
+        with np.load(folder / "units.npz") as found:
+            columns = {name: found[name] for name in TRAIL}
+    except (OSError, KeyError, ValueError, BadZipFile):
+        return None
+    return {name: columns[key].tolist() for key, name in TRAIL.items()}
+
+
+def validations(folder: Path) -> list[float]:
+    """The trail of the validation NLL."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [x["value"] for x in lines if (x["split"], x["metric"]) == ("valid", "nll")]

@@ -1,0 +1,193 @@
+"""What each latent unit carries, what of it is read, and how stable it is."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmark.api import UNK, Batch, LatentModel
+from benchmark.compose import UserError
+from benchmark.config import Diagnosis
+from benchmark.diagnosis import parts
+from benchmark.diagnosis.parts import Parts
+from benchmark.diagnosis.replay import Probe
+from benchmark.diagnosis.sentences import batches, codes, noisy, pairs, room
+from benchmark.estimators import Array
+from benchmark.evaluate import Moments, Rows, SplitLike, by_length, spread_and_noise, subset
+
+NOISE = (0.0, 0.25, 0.5, 1.0)  # of the posterior's own, in the counterfactual
+NUISANCES = ("dropout", "tokens")
+MOST = 2_000  # sentences whose mixtures tell a unit's information
+
+
+def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Parts, Array | None]:
+    """The parts of each unit's rate, and its information, [D]; None of a code with steps. Raises
+    UserError where the posterior has no mean and variance."""
+    moments, rates = Moments(), np.zeros(model.units)
+    found = np.empty((3, len(split), model.units)) if model.latent == "global" else None
+    for length, rows in by_length(split, np.arange(len(split))):
+        for part, batch in batches(split, rows, room(device, length), device):
+            posterior = model.posterior(batch)
+            if posterior is None:
+                raise UserError("the posterior of this model has no mean and variance.")
+            moments.add(*posterior)
+            draw = model.draw(noisy(batch, split, part))
+            rates += draw.kl.double().sum(0).cpu().numpy()
+            if found is not None:
+                assert draw.z is not None
+                for column, value in zip(found, (*posterior[:2], draw.z[:, 0]), strict=True):
+                    column[part] = value.double().cpu().numpy()
+    sums = moments.fetch()
+    assert sums is not None
+    told = None
+    if found is not None:
+        mean, variance, code = found[:, subset(split, "mi", MOST)]
+        told = parts.information(code, mean, variance)
+    return parts.parts(sums, rates / len(split)), told
+
+
+def read_out(
+    model: LatentModel, split: SplitLike, rows: Rows, device: torch.device
+) -> tuple[Array, dict[str, float] | None]:
+    """What log p(x|z) loses when one unit alone, at all of its steps, is that of another sentence
+    of the same length, [n, D] of the n sentences that have one; and the distortion by the share of
+    noise that is left in z, None where the posterior's means are not the codes' own."""
+    drops: list[Tensor] = []
+    damped: list[Tensor] = []
+    own_means = True
+    for length, same in pairs(split, rows, "units"):
+        code = codes(model, split, same, device)
+        before = code.roll(1, 0)
+        unit = torch.eye(model.units, dtype=torch.bool, device=device)
+        unit = unit.view(len(unit), *[1] * (code.dim() - 2), -1)
+        kept = code.new_tensor(NOISE).view(-1, *[1] * (code.dim() - 1))
+        size, start = room(device, length * (model.units + len(NOISE))), 0
+        for part, batch in batches(split, same, size, device):
+            here = slice(start, start := start + len(part))
+            own, other = code[here, None], before[here, None]
+            z = torch.cat([own, torch.where(unit, other, own)], 1)
+            scores = model.log_px(batch, z).double()
+            drops.append(scores[:, :1] - scores[:, 1:])
+            mean = _mean(model, batch, noisy(batch, split, part))
+            own_means = own_means and mean is not None
+            if mean is not None:
+                levels = torch.lerp(mean[:, None], own, kept)
+                damped.append(model.log_px(batch, levels).double())
+    distortion = None
+    if own_means:
+        costs = -torch.cat(damped).mean(0)
+        distortion = {str(c): cost for c, cost in zip(NOISE, costs.tolist(), strict=True)}
+    return torch.cat(drops).cpu().numpy(), distortion
+
+
+def _mean(model: LatentModel, batch: Batch, again: Batch) -> Tensor | None:
+    """The posterior's means [B, ...], if the codes are drawn about them: `posterior` may be
+    relative to a prior, and then the density of the codes differs. batch, again: the same, to draw
+    the same noise."""
+    posterior, draw = model.posterior(batch), model.draw(again)
+    if posterior is None:
+        return None
+    mean, variance, *mask = posterior
+    assert draw.z is not None
+    z, mean, variance = draw.z[:, 0].double(), mean.double(), variance.double()
+    density = -0.5 * ((2 * math.pi * variance).log() + (z - mean) ** 2 / variance)
+    if mask:
+        density = density * mask[0][..., None]
+    same = torch.allclose(
+        density.flatten(1).sum(1), draw.log_qz[:, 0].double(), rtol=0.01, atol=0.1
+    )
+    return mean.to(draw.z.dtype) if same else None
+
+
+def drift(split: SplitLike, device: torch.device, sentences: int) -> Probe:
+    """A probe of training: E (mu_now - mu_before)^2 / 2S, [D], by how much of their variance over
+    these sentences a unit's means have moved since the look before; None at the first."""
+    rows = subset(split, "drift", sentences)
+    before: list[Tensor] = []
+
+    @torch.no_grad()
+    def look(model: LatentModel, step: int) -> dict[str, list[float | None] | None]:
+        means = []
+        for length, same in by_length(split, rows):
+            for _, batch in batches(split, same, room(device, length), device):
+                posterior = model.posterior(batch)
+                if posterior is None:
+                    raise UserError("the posterior of this model has no mean and variance.")
+                means.append(posterior[0].double())
+        now = torch.cat(means)
+        before.append(now)
+        if len(before) == 1:
+            return {"drift": None}
+        moved = (now - before.pop(0)).square().mean(0) / (2 * now.var(0, unbiased=False))
+        return {"drift": parts.plain(moved.cpu().numpy())}
+
+    return look
+
+
+# -- what moves a posterior besides the sentence --------------------------------------------------
+
+
+def reliability(
+    model: LatentModel, split: SplitLike, rows: Rows, device: torch.device, at: Diagnosis
+) -> dict[str, Array | None]:
+    """The share of a unit's variance that is the sentence's, [D], of its mean by the name of the
+    nuisance, of its log variance by that name and "_scale": dropout, the masks of the encoder's;
+    tokens, a share of the words blotted out. None where a nuisance moves nothing."""
+    chance = torch.Generator().manual_seed(0)
+
+    def blotted(batch: Batch) -> Batch:
+        hit = torch.rand(batch.source.shape, generator=chance).to(device) < at.blotted
+        return batch.but(source=batch.source.masked_fill(hit & (batch.source > UNK), UNK))
+
+    found: dict[str, Array | None] = {}
+    with _dropping(model):
+        found |= _stable(model, split, rows, device, at.draws, "dropout", lambda batch: batch)
+    found |= _stable(model, split, rows, device, at.draws, "tokens", blotted)
+    return found
+
+
+@contextmanager
+def _dropping(model: LatentModel) -> Iterator[None]:
+    """The model's dropout at work, with masks that are the same every time, and nothing else of
+    training: running statistics stay as they are."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        dropout = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+        for module in dropout:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in dropout:
+                module.eval()
+
+
+def _stable(
+    model: LatentModel,
+    split: SplitLike,
+    rows: Rows,
+    device: torch.device,
+    draws: int,
+    name: str,
+    disturb: Callable[[Batch], Batch],
+) -> dict[str, Array | None]:
+    """`reliability` under one nuisance."""
+    moments = {name: Moments(), f"{name}_scale": Moments()}
+    for length, same in by_length(split, rows):
+        for part, batch in batches(split, same, room(device, length), device):
+            found = [model.posterior(noisy(disturb(batch), split, part)) for _ in range(draws)]
+            means, variances, *mask = zip(*(p for p in found if p is not None), strict=True)
+            columns = torch.stack(means).double(), torch.stack(variances).double().log()
+            for streamed, values in zip(moments.values(), columns, strict=True):
+                streamed.add(values.mean(0), values.var(0), *(m[0] for m in mask))
+    shares: dict[str, Array | None] = {}
+    for key, streamed in moments.items():
+        sums = streamed.fetch()
+        assert sums is not None
+        between, within = spread_and_noise(sums)
+        told = within.any() and len(rows) > 1
+        shares[key] = parts.reliability(between, within, draws) if told else None
+    return shares
