@@ -128,6 +128,16 @@ class LatentModel(nn.Module):
         """[B, K], the decoder's score of each sentence under codes z [B, K, ...] handed in;
         differentiable in z."""
 
+    def prior_codes(self, batch: Batch, k: int = 1) -> Tensor | None:
+        """[B, K, ...], codes of the prior, with as many steps as the sentences have, after their
+        own history where it follows that. None where there is no such."""
+        return None
+
+    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor | None:
+        """[B, K, T, V], log p of every word there is at every step, given the words before it and
+        codes z [B, K, ...]; the targets' own sum to `log_px`. None where a model has no such."""
+        return None
+
     def encode(self, batch: Batch) -> Encoded | None:
         """[B, ...] each, all that `draw`, `posterior` and `log_q` learn of `source`. A model that
         has it asks `encoded` for it, and the evaluator computes it once a sentence."""

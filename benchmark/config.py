@@ -153,6 +153,7 @@ class Model:
     dropout: float = share()
     init: float = positive(0.01)
     init_embedding: float = positive(0.1)
+    memory: int | None = positive(None)  # words that the decoder sees; null: all
 
 
 @dataclass
@@ -203,6 +204,29 @@ class Budget:
     max_embedding: int | None = positive(None)
     max_hidden: int | None = positive(None)
     evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+@dataclass
+class Diagnosis:
+    """How much is spent on a diagnosis, and from where a quantity counts."""
+
+    sentences: int = at_least(2, 500)
+    candidates: int = at_least(2, 32)
+    """Codes that a sentence's own is told from."""
+    refined: int = at_least(2, 100)
+    """Sentences whose codes are refined, to see whether the encoder lags."""
+    draws: int = at_least(2, 4)
+    """Of each nuisance, by which a unit's reliability is told."""
+    blotted: float = share(0.15)
+    """Share of the words that token noise blots out."""
+    signal: float = positive(0.01)
+    """Variance of the posterior mean over sentences: Burda et al.'s for an active unit."""
+    information: float = positive(0.05)
+    """Nats of a unit's bound on information, or of its mismatch with the prior; of its information
+    itself the half."""
+    read: float = positive(0.05)
+    """Nats a sentence that the decoder loses with another sentence's unit."""
+    reliability: float = share(0.5)
 
 
 @dataclass

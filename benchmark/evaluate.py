@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from benchmark.api import Batch, Draw, Encoded, LatentModel
 from benchmark.config import Evaluation
+from benchmark.diagnosis.parts import parts
 from benchmark.estimators import (
     Array,
     controlled_mean,
@@ -114,10 +115,11 @@ class Report:
     summary: the record's SUMMARY, of which nll_gap, elbo_gap and truth_mi only where the truth is
     known, and nll@name for each further prior. None where a metric has no meaning, and then
     notes[key] says why; a NaN is a diverged model's.
-    units: [U] each: kl, its mean; variance_of_mean, unbiased, over sentences; mean_of_variance.
+    units: [U] each: kl, its mean; variance_of_mean, unbiased, over sentences; mean_of_variance;
+    capacity and heterogeneity, the rate's parts (`benchmark.diagnosis.parts`).
     sentences: [N] each: index, length, neg_elbo, kl, nll (NaN outside the subset).
     temperature: the critic's of i_read, to be fitted on validation and handed in on test.
-    samples: K, in words.
+    samples: K, in words; tail: the same of the weights that k-hat is fitted to.
     """
 
     summary: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +128,7 @@ class Report:
     sentences: dict[str, NDArray] = field(default_factory=dict)
     temperature: float | None = None
     samples: str = ""
+    tail: str | None = None
 
     @property
     def numbers(self) -> dict[str, float | None]:
@@ -141,6 +144,7 @@ class Report:
             likelihood = "exact"
         return {
             **dict.fromkeys(("nll", "nll_se", "ppl", "nll_gap"), likelihood),
+            "khat_bad": f"pareto K={self.tail} n={found['nll_sentences']}",
             "mi": f"mixture n={found['mi_n']}",
             "mi_loo": f"mixture, own left out, n={found['mi_n']}",
             "mi_batch32": f"mixture n={MI_BATCH}",
@@ -232,9 +236,10 @@ def by_length(split: SplitLike, rows: Rows) -> Iterator[tuple[int, Rows]]:
         yield int(length), rows[lengths == length]
 
 
-def each(do: Callable[[Tensor], Tensor], encoded: Encoded) -> Encoded:
-    """Of the parts of an encoding that there are."""
-    return tuple(None if part is None else do(part) for part in encoded)
+def each(do: Callable[..., Tensor], *encoded: Encoded) -> Encoded:
+    """Of the parts of an encoding that there are; of several encodings, part by part."""
+    together = zip(*encoded, strict=True)
+    return tuple(None if part[0] is None else do(*part) for part in together)
 
 
 def shapes(encoded: Encoded) -> list[torch.Size | None]:
@@ -294,9 +299,8 @@ class _Look:
                 self.known = each(lambda part: part.new_empty(n, *part.shape[1:]), found)
             if shapes(found) != shapes(self.known):  # which differ with the length: not kept
                 return batch.but(encoded=found)
-            for whole, part in zip(self.known, found, strict=True):
-                if whole is not None and part is not None:
-                    whole[self.index(rows)] = part
+            here = self.index(rows)
+            each(lambda whole, part: whole.index_copy_(0, here, part), self.known, found)
             self.met[rows] = True
         return batch.but(encoded=each(lambda whole: whole[self.index(rows)], self.known))
 
@@ -335,24 +339,21 @@ class _Columns:
         }
 
 
-class _Moments:
-    """Streamed statistics of posterior means and variances.
-
-    A channel's variance over sentences is taken within each step, over the sentences that reach
-    it, and pooled over steps by degrees of freedom: pooling (sentence, step) pairs would take a
-    mean that only moves with the step for signal. A global code has one step.
-    """
+class Moments:
+    """Streamed statistics of posterior means and variances, at each step over the sentences that
+    reach it: pooling (sentence, step) pairs would take a mean that only moves with the step for
+    signal. A global code has one step."""
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None  # [4, T, U]: count, mean, squared mean, variance
+        self.sums: Tensor | None = None  # [5, T, U]
 
     def add(self, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> None:
         """A batch's [B, U], or [B, T, U] with mask [B, T]."""
         if mask is None:
             mean, variance = mean[:, None], variance[:, None]
             mask = mean.new_ones(mean.shape[:2], dtype=torch.bool)
-        mean = mean.double()
-        terms = torch.stack([torch.ones_like(mean), mean, mean**2, variance.double()])
+        mean, variance = mean.double(), variance.double()
+        terms = torch.stack([torch.ones_like(mean), mean, mean**2, variance, variance.log()])
         sums = terms.masked_fill(~mask[..., None], 0).sum(1)
         if self.sums is not None:
             steps = max(self.sums.shape[1], sums.shape[1])
@@ -360,15 +361,20 @@ class _Moments:
             sums = longer[0] + longer[1]
         self.sums = sums
 
-    def fetch(self) -> tuple[Array, Array] | None:
-        """(variance of the mean, mean of the variance), [U] each; None if there was nothing."""
-        if self.sums is None:
-            return None
-        count, mean, square, variance = self.sums.cpu().numpy()
-        within = np.maximum(square - mean**2 / np.maximum(count, 1), 0).sum(0)
-        freedom = np.maximum(count - 1, 0).sum(0)
-        spread = np.divide(within, freedom, out=np.full_like(within, np.nan), where=freedom > 0)
-        return spread, variance.sum(0) / count.sum(0)
+    def fetch(self) -> Array | None:
+        """[5, T, U]: the sentences, and the sums of mean, squared mean, variance and log variance.
+        None if there was nothing."""
+        return None if self.sums is None else self.sums.cpu().numpy()
+
+
+def spread_and_noise(sums: Array) -> tuple[Array, Array]:
+    """The unbiased variance of the posterior means over sentences, pooled over steps by degrees of
+    freedom, and the mean of the posterior variances, [U] each; sums: see `Moments.fetch`."""
+    count, mean, square, variance, _ = sums
+    within = np.maximum(square - mean**2 / np.maximum(count, 1), 0).sum(0)
+    freedom = np.maximum(count - 1, 0).sum(0)
+    spread = np.divide(within, freedom, out=np.full_like(within, np.nan), where=freedom > 0)
+    return spread, variance.sum(0) / count.sum(0)
 
 
 @dataclass
@@ -384,7 +390,7 @@ def _whole_split(look: _Look, effort: Effort) -> _Whole:
     """ELBO, units and z-gain in one pass. Sentences of one length are taken together, so that
     partners' codes are at hand and codes with a step for each token need never all be kept."""
     model, samples = look.model, effort.elbo_samples
-    columns, gains, moments = _Columns(), _Columns(), _Moments()
+    columns, gains, moments = _Columns(), _Columns(), Moments()
     codes: list[Tensor] = []
     gained = np.zeros(len(look.split), dtype=bool)
     gained[subset(look.split, "gain", effort.gain_sentences)] = True
@@ -437,7 +443,7 @@ def _describe(
     neg_elbo: Array,
     rec: Array,
     kl: Array,
-    moments: tuple[Array, Array] | None,
+    moments: Array | None,
     gains: _Columns,
 ) -> None:
     """Write down what one pass over the split has shown; neg_elbo and rec [N], kl [N, U]."""
@@ -449,9 +455,13 @@ def _describe(
         "kl": kl.sum(1),
         "nll": np.full_like(neg_elbo, np.nan),
     }
-    unknown = np.full(kl.shape[1], np.nan)
-    spread, noise = moments or (unknown, unknown)
-    report.units = {"kl": kl.mean(0), "variance_of_mean": spread, "mean_of_variance": noise}
+    rate = kl.mean(0)
+    names = ("variance_of_mean", "mean_of_variance", "capacity", "heterogeneity")
+    found = [np.full_like(rate, np.nan)] * len(names)
+    if moments is not None:
+        split = parts(moments, rate)
+        found = [*spread_and_noise(moments), split.capacity, split.heterogeneity]
+    report.units = {"kl": rate, **dict(zip(names, found, strict=True))}
 
     summary.update(latent=look.model.latent, units=look.model.units)
     summary["rec"], summary["kl"] = float(rec.mean()), float(kl.sum(1).mean())
@@ -461,7 +471,7 @@ def _describe(
     if moments is None:
         report.null("the posterior has no mean and variance", "au")
     else:
-        summary["au"] = int((spread >= ACTIVE).sum())
+        summary["au"] = int((report.units["variance_of_mean"] >= ACTIVE).sum())
     if gains.rows:
         gain = gains.fetch()["gain"]
         summary["z_gain"], summary["z_gain_se"] = mean_and_error(gain)
@@ -516,9 +526,10 @@ def _importance_weighted(
     summary = report.summary
     drawn = float(found["samples"].mean())
     summary.update(nll_samples=drawn if samples == AUTO else samples, nll_sentences=len(chosen))
-    report.samples = str(samples)
+    report.samples = report.tail = str(samples)
     if samples == AUTO:
         report.samples = f"{LEVELS[0]}-{MOST} for an error of {TOLERANCE}"
+        report.tail = f"{LEVELS[0] + PILOT}-{MOST} with the pilot's"
     for name in sorted(found.keys() - {"ess", "khat", "samples"}):  # a set has no order of its own
         summary[name], error = controlled_mean(whole.neg_elbo, chosen, found[name])
         if name == "nll":
@@ -540,18 +551,20 @@ def _importance_weighted(
 
 def _sampled(look: _Look, rows: Rows, batch: Batch, samples: int | str) -> dict[str, Array]:
     """[B] each, see `_trust`, of so many samples; or of as many as `_enough` says of a pilot, whose
-    own samples, others, are no part of the estimate: so it is none the better for good luck."""
+    own samples, others, are no part of the estimate: so it is none the better for good luck. Where
+    they are fewer than MOST, the pilot's weights join the tail's fit: one to 32 weights finds up to
+    .08 of sentences bad where one to 500 finds .001."""
     batch = look.encoded(rows, batch)
     if samples != AUTO:
         return _trust(_log_weights(look, rows, batch, 0, int(samples)))
-    pilot = _log_weights(look, rows, batch, MOST, MOST + PILOT).values()
-    enough = np.max([_enough(log_weights) for log_weights in pilot], axis=0)
+    pilot = _log_weights(look, rows, batch, MOST, MOST + PILOT)
+    enough = np.max([_enough(log_weights) for log_weights in pilot.values()], axis=0)
     found: list[tuple[Rows, dict[str, Array]]] = []
     for k in np.unique(enough):
         places = np.flatnonzero(enough == k)
         ((here, some),) = look.batches(rows[places], len(places))
         weights = _log_weights(look, here, look.encoded(here, some), 0, int(k))
-        found.append((places, _trust(weights)))
+        found.append((places, _trust(weights, pilot["nll"][places, : MOST - k])))
     order = np.argsort(np.concatenate([places for places, _ in found]))
     columns = [scores for _, scores in found]
     return {name: np.concatenate([c[name] for c in columns])[order] for name in columns[0]}
@@ -559,8 +572,8 @@ def _sampled(look: _Look, rows: Rows, batch: Batch, samples: int | str) -> dict[
 
 def _enough(log_weights: Array) -> Rows:
     """[B], the fewest of LEVELS samples at which a sentence's standard error would be below
-    TOLERANCE by a pilot's [B, K]. MOST where the pilot cannot tell: its weights' tail may have no
-    variance, or its second half changed more than its error allows."""
+    TOLERANCE by a pilot's [B, K]. MOST where the pilot cannot tell: its weights' tail is too heavy
+    for an error to be trusted, or its second half changed more than its error allows."""
     pilot = log_weights.shape[1]
     error = log_mean_exp_error(log_weights)
     needed = pilot * (error / TOLERANCE) ** 2
@@ -587,9 +600,9 @@ def _log_weights(look: _Look, rows: Rows, batch: Batch, drawn: int, until: int) 
     return {name: torch.cat(some, dim=1).cpu().numpy() for name, some in slices.items()}
 
 
-def _trust(log_weights: dict[str, Array]) -> dict[str, Array]:
+def _trust(log_weights: dict[str, Array], others: Array | None = None) -> dict[str, Array]:
     """[B] each: the NLL under each prior, that at half the samples, and the model's own prior's
-    effective sample size and tail."""
+    effective sample size and tail, to whose fit other weights [B, ...] may be added."""
     own = log_weights["nll"]
     samples = own.shape[1]
     found = {name: -log_mean_exp(weights) for name, weights in log_weights.items()}
@@ -597,8 +610,9 @@ def _trust(log_weights: dict[str, Array]) -> dict[str, Array]:
     found["samples"] = np.full(len(own), float(samples))
     if samples > 1:
         found["nll_half"] = -log_mean_exp(own[:, : samples // 2])
-    if pareto_tail(samples) >= 5:
-        found["khat"] = pareto_shape(own)
+    fitted = own if others is None else np.concatenate([own, others], axis=1)
+    if pareto_tail(fitted.shape[1]) >= 5:
+        found["khat"] = pareto_shape(fitted)
     return found
 
 

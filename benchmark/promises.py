@@ -304,7 +304,7 @@ def the_kl_is_that_of_the_codes(s: Subject) -> Iterator[str]:
 
 @torch.no_grad()
 def scores_agree(s: Subject) -> Iterator[str]:
-    """`draw` has the documented shapes, and `log_px` and `log_q` score its codes as it did."""
+    """`draw` has the documented shapes; `log_px`, `log_q` and `predictions` score as it did."""
     b, k = 6, 3
     model = s.model
     draw = model.draw(s.batch(), k)
@@ -317,11 +317,22 @@ def scores_agree(s: Subject) -> Iterator[str]:
     again = model.log_px(s.batch(), draw.z)
     if how := gap(draw.log_px, again.expand(b, k) if draw.z is None else again):
         yield f"`log_px` {how} between the model's log_px and its draw"
+    told = model.predictions(s.batch(), draw.z)
+    if told is not None:
+        own = s.batch().targets[:, None, :, None].expand(*told.shape[:3], 1)
+        own = (told.gather(-1, own)[..., 0] * s.batch().mask[:, None]).sum(-1)
+        if how := gap(again, own):
+            yield f"`log_px` {how} from its words' `predictions`"
+        if how := gap(told.exp().sum(-1), torch.ones_like(told[..., 0])):
+            yield f"the probabilities of `predictions` {how} from 1 in their sum"
     if model.latent == "none":
         return
     if draw.z is None or list(draw.z.shape[:2]) != [b, k]:
         yield f"`z` is {draw.z if draw.z is None else list(draw.z.shape)}, not [{b}, {k}, ...]"
         return
+    prior = model.prior_codes(s.batch(), k)
+    if prior is not None and prior.shape != draw.z.shape:
+        yield f"`prior_codes` are {list(prior.shape)}, not as the draw's {list(draw.z.shape)}"
     log_q = model.log_q(draw.z[:, 0], s.batch())
     if log_q is None and model.why_no_log_q == LatentModel.why_no_log_q:
         yield "`log_q` is None, but `why_no_log_q` does not say why"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark.models import GaussianVAE, LSTMDecoder, LSTMEncoder
+from benchmark.models import ForgetfulDecoder, GaussianVAE, LSTMDecoder, LSTMEncoder
 
 
 @dataclass
@@ -23,6 +23,7 @@ class CellTask:
     dropout: float
     init: float
     init_embedding: float
+    memory: int | None = None
 
     def _sizes(self, **changes: Any) -> dict[str, Any]:
         sizes = {
@@ -39,7 +40,10 @@ class CellTask:
         return LSTMEncoder(**self._sizes(**changes))
 
     def decoder(self, **changes: Any) -> LSTMDecoder:
-        return LSTMDecoder(**self._sizes(**{"dropout": self.dropout} | changes))
+        sizes = self._sizes(**{"dropout": self.dropout} | changes)
+        if self.memory is None:
+            return LSTMDecoder(**sizes)
+        return ForgetfulDecoder(memory=self.memory, **sizes)
 
     def model(self, **changes: Any) -> GaussianVAE:
         encoder = {name: value for name, value in changes.items() if name != "dropout"}

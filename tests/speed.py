@@ -292,7 +292,7 @@ def evaluating(
 
 def encoded(look: evaluate._Look) -> evaluate._Whole:
     """Codes and moments of a split whose sentences stand in the order of their lengths."""
-    moments, codes = evaluate._Moments(), []
+    moments, codes = evaluate.Moments(), []
     for length, rows in evaluate.by_length(look.split, look.rows):
         for part, batch in look.batches(rows, look.room(length)):
             batch = look.encoded(part, batch)

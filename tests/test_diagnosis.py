@@ -1,22 +1,50 @@
 """The diagnosis against models of which it is known why their units died."""
 
-import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from torch import nn
 
-from benchmark import diagnose, diagnosis
-from benchmark.cell import restore
-from benchmark.diagnosis import Thresholds, information, parts, verdicts
-from benchmark.placebo import Misread
-from tests.cells import found as found_run
-from tests.cells import run
-from tests.test_evaluate import Known, linear_gaussian, normal, numbered
+from benchmark.api import UNK
+from benchmark.compose import find_method
+from benchmark.config import Diagnosis
+from benchmark.diagnosis import parts as diagnosis
+from benchmark.diagnosis.measure import WHY_NO_INFORMATION, diagnosed
+from benchmark.diagnosis.parts import information, verdicts
+from benchmark.diagnosis.reading import reading, told_apart
+from benchmark.diagnosis.units import rate, read_out, reliability
+from benchmark.evaluate import Moments, evaluate
+from benchmark.noise import Noise
+from tests.test_evaluate import (
+    CHEAP,
+    Known,
+    linear_gaussian,
+    normal,
+    numbered,
+    reads_nothing,
+    words,
+)
+from tests.test_methods import TASK
 
 CPU = torch.device("cpu")
+DEFAULT = Diagnosis()
+
+
+def parts(mean, variance, mask=None):
+    """Of posteriors [N, D], or [N, T, D] with a mask [N, T]."""
+    streamed = Moments()
+    tensors = [torch.as_tensor(value) for value in (mean, variance)]
+    for start in range(0, len(mean), 150):  # in batches, which are not to matter
+        some = slice(start, start + 150)
+        steps = () if mask is None else (torch.as_tensor(mask[some]),)
+        streamed.add(*(value[some] for value in tensors), *steps)
+    kl = 0.5 * (mean**2 + variance - np.log(variance) - 1)
+    kl = kl if mask is None else (kl * mask[..., None]).sum(1)
+    return diagnosis.parts(streamed.fetch(), kl.mean(0))
 
 
 def gaussians(n=400, d=6, seed=0):
@@ -27,10 +55,10 @@ def gaussians(n=400, d=6, seed=0):
 def test_the_rate_is_the_sum_of_three_parts_none_below_zero():
     mean, variance = gaussians()
     found = parts(mean, variance)
-    by_hand = 0.5 * (mean**2 + variance - np.log(variance) - 1).mean(0)
-    np.testing.assert_allclose(found.rate, by_hand, rtol=1e-12)
-    total = found.capacity + found.heterogeneity + found.mismatch
-    np.testing.assert_allclose(total, found.rate, rtol=0, atol=1e-10)
+    # the mismatch is what the others leave of the rate: here from its own definition
+    centre, total = mean.mean(0), mean.var(0) + variance.mean(0)
+    gap = 0.5 * (total + centre**2 - 1 - np.log(total))
+    np.testing.assert_allclose(found.mismatch, gap, rtol=0, atol=1e-10)
     for part in (found.capacity, found.heterogeneity, found.mismatch):
         assert (part > 0).all()
 
@@ -62,22 +90,24 @@ def test_a_gaussian_unit_tells_its_capacity():
     assert found.capacity[0] == pytest.approx(0.5 * math.log(5), abs=0.05)
 
 
-# S, U, I, read-out and what it is called, at the default thresholds
+# S, U, I, read-out, its error and what it is called, at the default thresholds
 CASES = [
-    ((0.001, 0.01, 0.01, 0.0), "weak"),
-    ((0.02, 0.01, 0.01, 9.0), "noisy"),
-    ((0.5, 0.4, 0.4, 0.01), "unread"),
-    ((0.5, 0.4, 0.4, 0.5), "active"),
-    ((0.9, 0.32, 0.008, 0.5), "outliers"),
+    ((0.001, 0.01, 0.01, 0.0, 0.0), "weak"),
+    ((0.02, 0.01, 0.01, 9.0, 0.0), "noisy"),
+    ((0.5, 0.4, 0.4, 0.01, 0.01), "unread"),
+    ((0.5, 0.4, 0.4, 0.01, 0.03), "undecided"),
+    ((0.5, 0.4, 0.4, 0.5, 0.3), "undecided"),
+    ((0.5, 0.4, 0.4, 0.5, 0.2), "active"),
+    ((0.9, 0.32, 0.008, 0.5, 0.1), "outliers"),
 ]
 
 
 @pytest.mark.parametrize(("unit", "verdict"), CASES)
 def test_verdicts(unit, verdict):
-    signal, bound, told, read = (np.array([value]) for value in unit)
+    signal, bound, told, read, error = (np.array([value]) for value in unit)
     nothing = np.zeros(1)
     found = diagnosis.Parts(signal, nothing, nothing, bound, nothing, nothing)
-    assert verdicts(found, told, read, Thresholds()) == [verdict]
+    assert verdicts(found, DEFAULT, told, read, error) == [verdict]
 
 
 def test_one_wild_sentence_makes_an_outlier():
@@ -88,7 +118,44 @@ def test_one_wild_sentence_makes_an_outlier():
     told = information(mean + rng.normal(size=mean.shape), mean, variance)
     assert found.bound[0] == pytest.approx(0.32, abs=0.01)
     assert told[0] == pytest.approx(0.008, abs=0.005)
-    assert verdicts(found, told, np.ones(1), Thresholds()) == ["outliers"]
+    assert verdicts(found, DEFAULT, told, np.ones(1), np.zeros(1)) == ["outliers"]
+
+
+def test_a_channel_with_steps_is_the_sum_of_its_steps():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 5, 700)
+    mask = np.arange(4) < lengths[:, None]
+    mean = rng.normal(size=(700, 4, 2)) * [0.5, 2] + 3 * np.arange(4)[:, None]
+    variance = np.exp(rng.normal(size=(700, 4, 2)))
+    found = parts(mean, variance, mask)
+    for name in ("capacity", "heterogeneity", "mismatch"):
+        alone = [
+            getattr(parts(mean[mask[:, t], t], variance[mask[:, t], t]), name) * mask[:, t].mean()
+            for t in range(4)
+        ]
+        np.testing.assert_allclose(getattr(found, name), np.sum(alone, 0), rtol=1e-9)
+    # that the mean moves with the step alone is no signal
+    assert found.signal == pytest.approx([0.25, 4], rel=0.15)
+
+
+def test_the_evaluation_tells_the_parts():
+    mean, variance = gaussians(300, 3)
+    report = evaluate(Known(mean, variance, reads_nothing), numbered(300), CHEAP)
+    found = parts(mean, variance)
+    np.testing.assert_allclose(report.units["capacity"], found.capacity)
+    np.testing.assert_allclose(report.units["heterogeneity"], found.heterogeneity)
+
+
+def test_reliability_of_a_normal_population():
+    """Means N(0, b), nuisances N(0, w): the intra-class correlation is b / (b + w), however many
+    draws tell it; one draw's variance in place of b would score pure nuisance 1/2."""
+    rng = np.random.default_rng(0)
+    for b, w in ((1.0, 0.25), (0.0, 1.0)):
+        draws = rng.normal(size=(20_000, 1)) * math.sqrt(b) + rng.normal(
+            size=(3, 20_000, 1)
+        ) * math.sqrt(w)
+        between, within = draws.mean(0).var(0, ddof=1), draws.var(0, ddof=1).mean(0)
+        assert diagnosis.reliability(between, within, 3) == pytest.approx(b / (b + w), abs=0.02)
 
 
 # -- whole models ---------------------------------------------------------------------------------
@@ -99,24 +166,59 @@ def test_the_optimal_linear_vae():
     the data's variance along it, and all of it is capacity."""
     loading, noise = np.array([2.0, 1.0, 0.5, 0.0]), 0.5
     model, _ = linear_gaussian(2_000, loading, noise)
-    found = diagnose.diagnose(model, numbered(2_000, (3, 5)), CPU)
+    split = numbered(2_000, (3, 5))
+    found, told = rate(model, split, CPU)
     eigenvalue = loading**2 + noise
-    rate = 0.5 * np.log(eigenvalue / noise)
-    np.testing.assert_allclose(found.parts.signal, 1 - noise / eigenvalue, atol=0.05)
-    np.testing.assert_allclose(found.parts.noise, noise / eigenvalue, atol=1e-6)
-    np.testing.assert_allclose(found.parts.capacity, rate, atol=0.05)
-    np.testing.assert_allclose(found.parts.heterogeneity, 0, atol=1e-6)
-    np.testing.assert_allclose(found.parts.mismatch, 0, atol=0.01)
-    np.testing.assert_allclose(found.information, rate, atol=0.06)
-    assert found.verdicts == ["active"] * 3 + ["weak"]
-    assert found.flags == [[]] * 4
+    optimal = 0.5 * np.log(eigenvalue / noise)
+    np.testing.assert_allclose(found.signal, 1 - noise / eigenvalue, atol=0.05)
+    np.testing.assert_allclose(found.noise, noise / eigenvalue, atol=1e-6)
+    np.testing.assert_allclose(found.capacity, optimal, atol=0.05)
+    np.testing.assert_allclose(found.heterogeneity, 0, atol=1e-6)
+    np.testing.assert_allclose(found.mismatch, 0, atol=0.01)
+    np.testing.assert_allclose(told, optimal, atol=0.06)
+    drops, distortion = read_out(model, split, np.arange(2_000), CPU)
+    read, error = drops.mean(0), drops.std(0) / math.sqrt(2_000)
+    assert verdicts(found, DEFAULT, told, read, error) == ["active"] * 3 + ["weak"]
+    assert diagnosis.flags(found, DEFAULT, np.ones(4)) == [[]] * 4
     # -log p(x|z) is quadratic in z: the noise costs N w^2 / (2 s^2) a unit
     costs = (noise / eigenvalue * loading**2 / (2 * noise)).sum()
-    assert found.distortion[1.0] - found.distortion[0.0] == pytest.approx(costs, rel=0.1)
+    assert distortion["1.0"] - distortion["0.0"] == pytest.approx(costs, rel=0.1)
     # y - w z has variance s^2 at one's own code and s^2 + 2 w^2 at another's
     rise = loading**2 / noise
-    assert (np.abs(found.read - rise) < 3 * found.read_error + 1e-6).all()
-    assert (found.read_error[:3] < 0.2 * rise[:3]).all()
+    assert (np.abs(read - rise) < 3 * error + 1e-6).all()
+    assert (error[:3] < 0.2 * rise[:3]).all()
+
+
+def test_the_decoder_of_the_linear_vae_reads():
+    """The code of another sentence, or of the prior, has the same law here: N(0, 1) against x's own
+    posterior; both cost w^2 / s^2. Its codes tell K sentences apart as far as I(x; z)."""
+    loading, noise = np.array([1.0, 0.5]), 0.5
+    model, _ = linear_gaussian(1_000, loading, noise)
+    split = numbered(1_000, (3, 5))
+    found, notes = reading(model, split, np.arange(1_000), CPU)
+    for name in ("shuffled", "prior"):
+        mean, error = found[name]
+        assert mean == pytest.approx((loading**2 / noise).sum(), abs=4 * error) and error < 0.3
+    assert found["sentences"] == 1_000 and found["by_position"] is None
+    assert "by_position" in notes and "sensitivity" in notes
+    apart = told_apart(model, numbered(1_000, (3, 5), "valid"), split, 1_000, 50, CPU)
+    exact = 0.5 * np.log((loading**2 + noise) / noise).sum()
+    for name in ("information", "i_read"):
+        mean, error = apart[name]
+        assert mean < math.log(50) and mean == pytest.approx(exact, abs=0.1), name
+    assert abs(apart["unread"][0]) < 0.1 and not apart["saturated"] and apart["candidates"] == 50
+
+
+def test_a_decoder_that_ignores_the_code_reads_nothing():
+    mean, variance = gaussians(300, 3)
+    model = Known(mean, variance, reads_nothing)
+    drops, distortion = read_out(model, numbered(300), np.arange(300), CPU)
+    assert (drops == 0).all() and len({*distortion.values()}) == 1
+    found, _ = reading(model, numbered(300), np.arange(300), CPU)
+    assert found["shuffled"] == [0, 0] and found["prior"] == [0, 0]
+    apart = told_apart(model, numbered(300, name="valid"), numbered(300), 300, 30, CPU)
+    assert apart["i_read"] == pytest.approx([0, 0]) and apart["unread"][0] > 1
+    assert apart["information"][0] <= math.log(30)
 
 
 def test_a_constant_a_noisy_an_unread_and_a_shifted_unit():
@@ -129,67 +231,129 @@ def test_a_constant_a_noisy_an_unread_and_a_shifted_unit():
     def log_px(rows, z):  # the decoder reads the last unit alone
         return normal(z[..., 4:], told[rows][:, None, None], torch.tensor(0.2))
 
-    found = diagnose.diagnose(Known(moved, variance, log_px), numbered(n, (3, 5)), CPU, n)
-    assert found.verdicts == ["weak", "noisy", "unread", "weak", "active"]
-    assert found.flags == [[], [], [], ["off prior"], []]
-    assert found.read[:4] == pytest.approx([0] * 4) and found.read[4] > 1
-    said = diagnose.paragraph(found)
-    assert "1 is unread" in said and "2 are too weak" in said and "Unit 4 carries" in said
-    assert "1 of them has an aggregate off the prior: 0.50 nats of rate" in said
-    lines = diagnose.table(found).splitlines()
-    assert len(lines) == 6 and lines[-1].endswith(("weak", "off prior"))
+    found = diagnosed(
+        Told(moved, variance, log_px),
+        numbered(n, (3, 5), "valid"),
+        numbered(n, (3, 5)),
+        CPU,
+        DEFAULT,
+    )
+    assert found["verdicts"] == ["weak", "noisy", "unread", "weak", "active"]
+    assert found["flags"] == [[], [], [], ["off prior"], []]
+    assert found["units"]["read"][:4] == pytest.approx([0] * 4) and found["units"]["read"][4] > 1
 
 
-# -- the command ----------------------------------------------------------------------------------
+class Told(Known):
+    """Knows a sentence by its targets, whatever is blotted out of its source."""
+
+    def moments(self, batch):
+        rows = (batch.targets[:, 0] - 4) * 100 + batch.targets[:, 1] - 4
+        return self.mean[rows], self.variance[rows]
 
 
-def test_a_run_is_diagnosed(tmp_path, capsys):
-    assert run(tmp_path / "cell") == 0
-    path, known = found_run(tmp_path / "cell")
-    before = (path / "run.json").read_bytes()
-    capsys.readouterr()
-    assert diagnose.main([str(path), "sentences=40"]) == 0
-    out = capsys.readouterr().out
-    assert "verdict" in out and "Of 8 units" in out
-    record = json.loads((path / "diagnosis.json").read_text())
-    assert (path / "run.json").read_bytes() == before
-    assert sum(record["units"]["rate"]) == pytest.approx(known["summary"]["test"]["kl"], rel=1e-4)
-    assert record["distortion_by_noise"].keys() == {"0.0", "0.25", "0.5", "1.0"}
-    assert set(record["verdicts"]) == {"weak"} and len(record["flags"]) == 8
-    # with no threshold to speak of, no unit is weak
-    assert diagnose.main([str(path), "information=1e-9", "signal=1e-9", "read=1e-9"]) == 0
-    assert "weak" not in json.loads((path / "diagnosis.json").read_text())["verdicts"]
+class Fickle(Known):
+    """Its first unit's mean is the share of words that are blotted out, its second the sentence's
+    own number; its third's is dropout."""
+
+    def __init__(self, n):
+        super().__init__(np.zeros((n, 3)), np.full((n, 3), 0.1), reads_nothing)
+        self.dropout = nn.Dropout(0.5)
+
+    def moments(self, batch):
+        blank = (batch.source == UNK).double().mean(1)
+        own = batch.targets[:, 0].double() / 10
+        dropped = self.dropout(torch.ones(len(batch), dtype=torch.float64))
+        mean = torch.stack([blank, own, dropped], 1)
+        return mean, torch.full_like(mean, 0.1)
 
 
-def test_a_placebo_is_diagnosed_on_what_it_read(tmp_path):
-    assert run(tmp_path / "cell", "placebo=true") == 0
-    path, known = found_run(tmp_path / "cell")
-    assert diagnose.main([str(path), "sentences=40"]) == 0
-    rate = sum(json.loads((path / "diagnosis.json").read_text())["units"]["rate"])
-    assert rate == pytest.approx(known["summary"]["test"]["kl"], rel=1e-4)
-    model, split, _ = restore(path)
-    assert isinstance(split, Misread) and not model.training
+def test_what_moves_a_posterior_besides_the_sentence():
+    model = Fickle(400).eval()
+    split = numbered(400, (6, 9))
+    state = torch.get_rng_state()
+    stable = reliability(model, split, np.arange(400), CPU, replace(DEFAULT, blotted=0.3))
+    assert torch.equal(state, torch.get_rng_state()) and not model.dropout.training
+    assert np.isnan(stable["dropout"][0])  # which nothing moves there: no word is blotted out
+    assert stable["dropout"][1] == 1 and stable["dropout"][2] < 0.1
+    assert stable["tokens"][0] < 0.2 and stable["tokens"][1] == 1
+    assert stable["dropout_scale"] is None
+    fixed = Told(np.zeros((9, 1)), np.ones((9, 1)), reads_nothing)
+    assert reliability(fixed, numbered(9), np.arange(9), CPU, DEFAULT)["tokens"] is None
 
 
-@pytest.mark.parametrize("words", [["method=lm"], ["method=temporal_delta_vae"]])
-def test_a_run_without_one_code_a_sentence_is_refused(words, tmp_path, capsys):
-    assert run(tmp_path / "cell", *words) == 0
-    path, _ = found_run(tmp_path / "cell")
-    assert diagnose.main([str(path)]) == 1
-    assert "a diagnosis is of one code a sentence" in capsys.readouterr().err
+# -- decoders of this suite -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["{}", "sentence=4"], "did you mean 'sentences'"),
-        (["{}", "sentences=1"], "sentences must be at least 2, not 1"),
-        (["{}", "signal=x"], "signal=x: could not convert"),
-        (["{}", "read=-1"], "the threshold read must be above 0"),
-        (["{}", "{}"], "name one run directory"),
-        (["{}"], "is no run with a selected checkpoint"),
-    ],
-)
-def test_a_wrong_word_is_told(words, told, tmp_path, capsys):
-    assert diagnose.main([word.format(tmp_path) for word in words]) == 1
-    assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+def loud(method="vae"):
+    """A method's model with weights large enough for every dependence to show."""
+    task = replace(TASK, vocab_size=30)  # of `words`
+    model = find_method(method)().recipe(task).model or task.model()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("method", ["vae", "temporal_delta_vae", "zforcing"])
+@torch.no_grad()
+def test_what_is_read_by_position_is_what_is_read(method):
+    model = loud(method)
+    split = words(60, (3, 6), name="test")
+    found, notes = reading(model, split, np.arange(60), CPU)
+    places = found["by_position"]
+    assert notes == {} and places["position"] == [*range(1, 8)]
+    total = np.dot(places["gain"], places["sentences"]) / found["sentences"]
+    assert total == pytest.approx(found["shuffled"][0], abs=1e-5)
+    assert min(places["error"]) > 0 and found["sensitivity"][0] > 0.01 and found["prefix"][0] > 0.001
+    again, _ = reading(model, split, np.arange(60), CPU)
+    assert again == found
+
+
+@torch.no_grad()
+def test_sensitivity_by_hand():
+    """One sentence of each length has no partner; two have each other."""
+    model = loud()
+    split = words(2, (4,))
+    found, _ = reading(model, split, np.arange(2), CPU)
+    batch = split.batch(np.arange(2))
+    sentence = torch.arange(2)
+    own = model.draw(batch.but(noise=Noise("test", sentence))).z[:, 0]
+    other = batch.but(noise=Noise("test/prior", sentence)).normal(1, model.units)[:, 0]
+    p, q = (model.predictions(batch, z[:, None])[:, 0].double() for z in (own, other))
+    by_hand = [
+        float(sum(p[i, t].exp() @ (p[i, t] - q[i, t]) for t in range(5)) / 5) for i in range(2)
+    ]
+    assert found["sensitivity"][0] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    drop = model.log_px(batch, own[:, None]) - model.log_px(batch, own.flip(0)[:, None])
+    assert found["shuffled"][0] == pytest.approx(float(drop.mean()), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_decoder_whose_weights_for_the_code_are_zero_is_insensitive():
+    model = loud()
+    model.decoder.initial.weight.zero_()
+    model.decoder.lstm.weight_ih_l0[:, -model.units :].zero_()
+    split = words(60, (3, 6))
+    found, _ = reading(model, split, np.arange(60), CPU)
+    assert found["shuffled"] == found["prior"] == found["sensitivity"] == [0, 0]
+    assert found["prefix"][0] > 0.001  # it reads the words
+    drops, _ = read_out(model, split, np.arange(60), CPU)
+    assert (drops == 0).all()
+
+
+@torch.no_grad()
+def test_codes_with_a_step_for_each_word():
+    split = words(80, (3, 6))
+    for method, own_means in (("temporal_delta_vae", True), ("zforcing", False)):
+        model = loud(method)
+        found, told = rate(model, split, CPU)
+        assert told is None
+        kl = evaluate(model, split, CHEAP).units["kl"]
+        np.testing.assert_allclose(found.rate, kl, rtol=1e-5)
+        drops, distortion = read_out(model, split, np.arange(80), CPU)
+        assert drops.shape == (80, model.units) and (distortion is not None) == own_means
+        if not own_means:  # relative to a prior that follows the history every part is above 0
+            assert (found.mismatch > -1e-6).all()
+        units = diagnosed(model, words(80, (3, 6), name="valid"), split, CPU, DEFAULT)
+        assert units["units"]["information"] is None
+        assert units["notes"]["units/information"] == WHY_NO_INFORMATION

@@ -112,6 +112,29 @@ def test_the_likelihood_can_be_differentiated_twice():
         torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_gradients_are_the_same_bits_whatever_threads_do(two_threads):
+    """Frequent words meet in many tokens: threads must not add to one row as each comes along."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(1024, 256), torch.randn(2000, 256, requires_grad=True)
+    targets = (torch.rand(1024) ** 6 * 2000).long()  # most are among the first of the words
+    value = token_log_likelihood(hidden, weight, targets)
+    assert value.grad_fn is not None and "_TokenLogLikelihood" in value.grad_fn.name()
+
+    def gradient():
+        return torch.autograd.grad(value, weight, torch.ones(1024), retain_graph=True)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(40))
+
+
 # -- Gaussians ----------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from benchmark.api import BOS, EOS, PAD, Batch, Draw
+from benchmark.models.stochastic import Recurrent
 from benchmark.noise import Noise
 from benchmark.objectives import negative_elbo
 from tests.test_methods import recipe, sentences
@@ -147,6 +148,19 @@ def test_the_textbook_by_distributions_and_gates_written_out():
             expected["log_qz"] += q.log_prob(z).sum()
     for name, value in expected.items():
         assert float(parts[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+@pytest.mark.parametrize("wanted", ["weight", "given", "h"])
+def test_the_recurrence_says_that_it_is_differentiated_once_only(wanted):
+    """Else a second derivative would lack what passes through the states."""
+    leaves = {"weight": torch.randn(8, 2), "given": torch.randn(1, 3, 8), "h": torch.randn(3, 4, 2)}
+    leaf = leaves[wanted].requires_grad_()
+    gates = Recurrent(leaves["weight"], leaves["given"], 4)(leaves["h"], 0)
+    total = gates.square().sum()
+    (once,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    assert once.any()
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(total, leaf, create_graph=True)
 
 
 def test_codes_handed_in_score_as_when_they_were_drawn():

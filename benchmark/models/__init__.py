@@ -1,5 +1,6 @@
 """The models that methods start from."""
 
+from benchmark.models.forgetful import ForgetfulDecoder
 from benchmark.models.gaussian import (
     GaussianVAE,
     LanguageModel,
@@ -12,18 +13,22 @@ from benchmark.models.lstm import LSTMDecoder, LSTMEncoder, initialise
 from benchmark.models.recurrent import LSTM
 from benchmark.models.stochastic import Generator, Inference, StochasticLSTM
 from benchmark.models.temporal import AntiCausalEncoder, TemporalVAE, kl_to_ar1
+from benchmark.models.writing import Rewriter, Writing
 
 __all__ = [
     "LSTM",
     "AntiCausalEncoder",
+    "ForgetfulDecoder",
     "GaussianVAE",
     "Generator",
     "Inference",
     "LSTMDecoder",
     "LSTMEncoder",
     "LanguageModel",
+    "Rewriter",
     "StochasticLSTM",
     "TemporalVAE",
+    "Writing",
     "gaussian_log_density",
     "initialise",
     "kl_to_ar1",

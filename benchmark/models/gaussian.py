@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from benchmark.api import Batch, Draw, LatentModel
 from benchmark.models.lstm import LSTMDecoder
+from benchmark.models.writing import Writing
 
 
 def gaussian_log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -63,6 +64,13 @@ class GaussianVAE(LatentModel):
         assert z is not None
         return self.decoder.log_px(batch, z)
 
+    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
+        assert z is not None
+        return self.decoder.predictions(batch, z)
+
+    def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
+        return batch.normal(k, self.units)
+
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.encoded(batch)
         return mean, log_variance.exp()
@@ -84,6 +92,9 @@ class GaussianVAE(LatentModel):
 
     def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
         return self.decode(self.encoder(batch)[0], max_length=max_length)
+
+    def rewriting(self, batch: Batch, max_length: int) -> Writing:
+        return self.decoder.writing(self.encoder(batch)[0])
 
     def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
         return self.decoder.generate(z, max_length=max_length, temperature=temperature)
@@ -112,6 +123,9 @@ class LanguageModel(LatentModel):
 
     def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
         return self.decoder.log_px(batch, self._no_code(len(batch))[:, None])
+
+    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
+        return self.decoder.predictions(batch, self._no_code(len(batch))[:, None])
 
     def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
         return self.decoder.generate(

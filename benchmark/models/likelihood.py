@@ -93,8 +93,10 @@ class _TokenLogLikelihood(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 scaled = (g * h).float()
                 part = (exponentials.t() @ (-scaled / total).to(h.dtype)).float()
-                # not index_add_, which on CUDA adds in an order of its own
-                part.index_put_((y,), scaled, accumulate=True)
+                if part.device.type == "cpu":  # each adds in no fixed order where the other is used
+                    part.index_add_(0, y, scaled)
+                else:
+                    part.index_put_((y,), scaled, accumulate=True)
                 d_weight = part if d_weight is None else d_weight.add_(part)
             del exponentials
         return torch.cat(d_hidden) if d_hidden else None, d_weight, None, None, None

@@ -3,11 +3,11 @@ initialisation and dropout."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from benchmark.api import BOS, EOS, PAD, Batch
+from benchmark.api import Batch
 from benchmark.models.likelihood import token_log_likelihood
 from benchmark.models.recurrent import LSTM
+from benchmark.models.writing import State, Writing
 
 
 def initialise(module: nn.Module, bound: float, embedding_bound: float) -> None:
@@ -68,6 +68,8 @@ class LSTMDecoder(nn.Module):
     fed beside the token before x_t is z_t) from zero.
     """
 
+    memory: int | None = None  # words that it sees; None: all
+
     def __init__(
         self,
         *,
@@ -112,35 +114,37 @@ class LSTMDecoder(nn.Module):
     def log_px(self, batch: Batch, z: Tensor) -> Tensor:
         """[B, K], log p(x|z) of each sentence under each of its codes, z [B, K, D] or
         [B, K, T, D]."""
-        (b, k), t = z.shape[:2], batch.targets.shape[1]
-        z = z.flatten(0, 1)
+        states = self.states(batch, z).transpose(0, 1)  # [T, B K, H], as an LSTM leaves them
+        shape = len(states), *z.shape[:2]
+        targets = batch.targets.t()[..., None].expand(shape)
+        scores = token_log_likelihood(states.flatten(0, 1), self.output.weight, targets.flatten())
+        return (scores.view(shape) * batch.mask.t()[..., None]).sum(0)
+
+    def predictions(self, batch: Batch, z: Tensor) -> Tensor:
+        """[B, K, T, V], log p of every word at every step, for codes as in `log_px`."""
+        logits = self.output(self.states(batch, z)).float()  # [B K, T, V]
+        return logits.log_softmax(-1).view(*z.shape[:2], *logits.shape[1:])
+
+    def states(self, batch: Batch, z: Tensor) -> Tensor:
+        """[B K, T, H], what the words are predicted from under codes as in `log_px`."""
+        k, z = z.shape[1], z.flatten(0, 1)
         inputs = batch.inputs
         if self.training:  # each code has dropout's masks of its own
             inputs = inputs.repeat_interleave(k, dim=0)
-        states, _ = self.step(inputs, z, self.start(z))
-        states = states.transpose(0, 1).flatten(0, 1)  # [T B K, H], as an LSTM leaves them
-        targets = batch.targets.t()[..., None].expand(t, b, k)
-        scores = token_log_likelihood(states, self.output.weight, targets.flatten())
-        return (scores.view(t, b, k) * batch.mask.t()[..., None]).sum(0)
+        return self.step(inputs, z, self.start(z))[0]
 
-    @torch.no_grad()
+    def writing(self, z: Tensor) -> Writing:
+        """Sentences about to be written from codes [N, D], or [N, T, D] for T words at most."""
+        h, c = self.start(z)
+        return Writing((h[0], c[0], z), self._next)
+
+    def _next(self, t: int, words: Tensor, state: State) -> tuple[Tensor, State]:
+        h, c, z = state
+        code = z if z.dim() == 2 else z[:, t : t + 1]
+        states, (h, c) = self.step(words[:, None], code, (h[None], c[None]))
+        return self.output(states[:, 0]), (h[0], c[0], z)
+
     def generate(self, z: Tensor, *, max_length: int, temperature: float) -> Tensor:
         """[N, <= max_length] tokens decoded from codes [N, D] or [N, max_length, D], sampled at a
         temperature or greedy at temperature 0; behind `</s>` stands PAD."""
-        token = torch.full((len(z), 1), BOS, device=z.device)
-        state, done, written = self.start(z), torch.zeros_like(token, dtype=torch.bool), []
-        for t in range(max_length):
-            code = z if z.dim() == 2 else z[:, t : t + 1]
-            states, state = self.step(token, code, state)
-            logits = self.output(states[:, 0]).float()
-            logits[:, [PAD, BOS]] = -torch.inf
-            if temperature > 0:
-                token = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1)
-            else:
-                token = logits.argmax(dim=-1, keepdim=True)
-            token = token.masked_fill(done, PAD)
-            done = done | (token == EOS)
-            written.append(token)
-            if done.all():
-                break
-        return torch.cat(written, dim=1)
+        return self.writing(z).draw(max_length, temperature)

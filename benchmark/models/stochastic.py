@@ -1,7 +1,6 @@
 """A stochastic LSTM (Goyal et al., NeurIPS 2017; an SRNN with a backward encoder): a code for each
 predicted token, with a learned prior and a posterior that follow the sentence's own history."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmark.api import BOS, EOS, PAD, Batch, Draw, LatentModel
+from benchmark.api import Batch, Draw, LatentModel
 from benchmark.models.gaussian import gaussian_log_density, kl_to_standard
 from benchmark.models.likelihood import token_log_likelihood
 from benchmark.models.lstm import LSTMDecoder
 from benchmark.models.recurrent import LSTM, once
+from benchmark.models.writing import State, Writing
 
 
 class Gaussian(nn.Sequential):
@@ -129,6 +129,8 @@ class Generator(nn.Module):
 
     def __init__(self, like: LSTMDecoder, mlp: int, units: int, sees_history: bool):
         super().__init__()
+        if like.memory is not None:
+            raise ValueError("a stochastic LSTM remembers all; drop model.memory")
         hidden, embedding = like.lstm.hidden_size, like.embed.embedding_dim
         self.hidden, self.sees_history, self.init_embedding = hidden, sees_history, like.init[1]
         self.embed, self.dropout = like.embed, like.dropout
@@ -243,11 +245,27 @@ class StochasticLSTM(LatentModel):
         ).view_as(targets)
         return (scores * batch.mask[:, None]).sum(-1)
 
-    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
+    def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
+        noise = batch.normal(k, batch.inputs.shape[1], self.units).unbind(2)
+
+        def code(h: Tensor, t: int) -> Tensor:
+            mean, log_variance = self.generator.prior(h)
+            return mean + (0.5 * log_variance).exp() * noise[t]
+
+        return self.unroll(batch.inputs, k, code)[0]
+
+    def states(self, batch: Batch, z: Tensor | None) -> Tensor:
+        """[B, K, T, H] after each step, under codes handed in."""
         assert z is not None
         codes = z.unbind(2)
-        _, _, after = self.unroll(batch.inputs, z.shape[1], lambda h, t: codes[t])
-        return self.score(batch, after)
+        return self.unroll(batch.inputs, z.shape[1], lambda h, t: codes[t])[2]
+
+    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
+        return self.score(batch, self.states(batch, z))
+
+    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
+        states = self.generator.dropout(self.states(batch, z))
+        return self.generator.output(states).float().log_softmax(-1)
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Whitened by the prior, given one sampled history."""
@@ -255,25 +273,18 @@ class StochasticLSTM(LatentModel):
         mean, log_variance = (value[:, 0] for value in whitened(q, p))
         return mean, log_variance.exp(), batch.mask
 
-    @torch.no_grad()
-    def write(self, n: int, max_length: int, temperature: float, code) -> Tensor:
-        """[n, <= max_length] tokens, each step's code being `code(h_{t-1}, t)`."""
-        g, weight = self.generator, self.generator.output.weight
-        token = torch.full((n,), BOS, device=weight.device)
-        h = cell = weight.new_zeros(n, g.hidden)
-        done, written = torch.zeros_like(token, dtype=torch.bool), []
-        for t in range(max_length):
-            h, cell = g.cell(torch.cat([g.code(code(h, t)), g.embed(token)], -1), (h, cell))
-            logits = g.output(h).float()
-            logits[:, [PAD, BOS]] = -math.inf
-            if temperature > 0:
-                token = torch.multinomial(F.softmax(logits / temperature, -1), 1)[:, 0]
-            else:
-                token = logits.argmax(-1)
-            token = token.masked_fill(done, PAD)
-            done = done | (token == EOS)
-            written.append(token)
-        return torch.stack(written, 1)
+    def writing(self, n: int, code: Callable[..., Tensor], *given: Tensor) -> Writing:
+        """n sentences about to be written, each step's code being `code(h_{t-1}, t, *given)`, of
+        what is given of each sentence, [n, ...]."""
+        g = self.generator
+        zero = g.output.weight.new_zeros(n, g.hidden)
+
+        def step(t: int, words: Tensor, state: State) -> tuple[Tensor, State]:
+            h, c, *given = state
+            h, c = g.cell(torch.cat([g.code(code(h, t, *given)), g.embed(words)], -1), (h, c))
+            return g.output(h), (h, c, *given)
+
+        return Writing((zero, zero, *given), step)
 
     def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
         """From the prior's path alone: the backward LSTM is not needed."""
@@ -282,25 +293,25 @@ class StochasticLSTM(LatentModel):
             mean, log_variance = self.generator.prior(h)
             return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
-        return self.write(n, max_length, temperature, code)
+        return self.writing(n, code).draw(max_length, temperature)
 
     def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        """By posterior means given what was written so far; behind the sentence by the prior's."""
-        b = self.read(batch)
+        return self.rewriting(batch, max_length).draw(max_length, 0.0)
 
-        def code(h: Tensor, t: int) -> Tensor:
+    def rewriting(self, batch: Batch, max_length: int) -> Writing:
+        """By posterior means given what was written so far; behind the sentence by the prior's."""
+
+        def code(h: Tensor, t: int, b: Tensor, mask: Tensor) -> Tensor:
             prior = self.generator.prior(h)[0]
             if t >= b.shape[1]:
                 return prior
-            return torch.where(
-                batch.mask[:, t, None], self.inference.posterior(h, b[:, t])[0], prior
-            )
+            return torch.where(mask[:, t, None], self.inference.posterior(h, b[:, t])[0], prior)
 
-        return self.write(len(batch), max_length, 0.0, code)
+        return self.writing(len(batch), code, self.read(batch), batch.mask)
 
     def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
         steps = min(max_length, z.shape[1])
-        return self.write(len(z), steps, temperature, lambda h, t: z[:, t])
+        return self.writing(len(z), lambda h, t, z: z[:, t], z).draw(steps, temperature)
 
 
 def whitened(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from benchmark.api import Batch, Draw, LatentModel
 from benchmark.models.gaussian import gaussian_log_density
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder, initialise
 from benchmark.models.recurrent import LSTM
+from benchmark.models.writing import Writing
 
 
 def kl_to_ar1(mean: Tensor, log_variance: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
@@ -115,9 +116,23 @@ class TemporalVAE(LatentModel):
         log_variance[..., 0, :] = 0
         return gaussian_log_density(z, mean, log_variance)
 
+    def process(self, z: Tensor) -> Tensor:
+        """The AR(1) process that independent noise [..., T, U] drives, in its place."""
+        scale = (1 - self.alpha**2).sqrt()
+        for t in range(1, z.shape[-2]):
+            z[..., t, :] = self.alpha * z[..., t - 1, :] + scale * z[..., t, :]
+        return z
+
+    def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
+        return self.process(batch.normal(k, batch.targets.shape[1], self.units))
+
     def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
         assert z is not None
         return self.decoder.log_px(batch, z)
+
+    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
+        assert z is not None
+        return self.decoder.predictions(batch, z)
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encoded(batch)
@@ -125,18 +140,18 @@ class TemporalVAE(LatentModel):
 
     def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
         """From the AR(1) prior."""
-        z = torch.randn(n, max_length, self.units, device=self.alpha.device)
-        scale = (1 - self.alpha**2).sqrt()
-        for t in range(1, max_length):
-            z[:, t] = self.alpha * z[:, t - 1] + scale * z[:, t]
+        z = self.process(torch.randn(n, max_length, self.units, device=self.alpha.device))
         return self.decode(z, max_length=max_length, temperature=temperature)
 
     def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
+        return self.rewriting(batch, max_length).draw(max_length, 0.0)
+
+    def rewriting(self, batch: Batch, max_length: int) -> Writing:
         """From posterior means; beyond the sentence's length the codes are zero."""
         mean, _ = self.encoder(batch)
         mean = mean.masked_fill(~batch.mask[..., None], 0)[:, :max_length]
         missing = max_length - mean.shape[1]
-        return self.decode(nn.functional.pad(mean, (0, 0, 0, missing)), max_length=max_length)
+        return self.decoder.writing(nn.functional.pad(mean, (0, 0, 0, missing)))
 
     def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
         return self.decoder.generate(z, max_length=max_length, temperature=temperature)
