@@ -8,7 +8,7 @@ CELLS := vae kl_annealing $(if $(wildcard configs/method/free_bits.yaml),free_bi
 REFERENCE := 'method=glob(*,exclude=stack)' dataset=synthetic 'seed=range(0,5)' threads=1 \
     results_dir=results/reference cluster=local cluster.parallel=$$(getconf _NPROCESSORS_ONLN)
 
-.PHONY: install demo test soak lint speed growth figures reference screenshots
+.PHONY: install demo test soak lint speed growth figures guide reference screenshots
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -45,6 +45,14 @@ figures: $(READY)  ## the picture in README.md, from runs of its own
 	    seed=0,1,2 threads=1 budget.evaluation.every=50 results_dir=results/figures
 	$(BIN)/python -m leaderboard.figures results/figures docs --dataset synthetic \
 	    --methods vae kl_annealing --labels "plain VAE" "KL annealing" --mark 1000 "KL at full weight"
+
+guide: $(READY)  ## the picture in benchmark/diagnosis/README.md: three ways to die, in a few minutes
+	$(BIN)/python -m benchmark.data dataset=synthetic
+	printf '%s\n' method=vae 'method=free_bits method.floor=0.03' \
+	    'method=kl_annealing stop_after=0.1' | \
+	    xargs -P 2 -I{} sh -c '$(BIN)/python -m benchmark.run {} threads=1 results_dir=results/guide'
+	printf '%s\n' results/guide/synthetic/*/*/s0 | xargs -n 1 $(BIN)/python -m benchmark.diagnose
+	$(BIN)/python -m benchmark.diagnosis.together docs/died.svg results/guide/synthetic/*/*/s0
 
 reference: $(READY)  ## the published leaderboard; stop it with Ctrl-C, the same command goes on
 	$(BIN)/python -m benchmark.data dataset=synthetic

@@ -165,7 +165,8 @@ class LatentModel(nn.Module):
 
     @abstractmethod
     def sample(self, n: int, *, max_length: int, temperature: float = 1.0) -> Tensor:
-        """[n, <= max_length] token ids from the prior, `</s>` included, PAD behind it."""
+        """[n, <= max_length] token ids from the prior, `</s>` included, PAD behind it; at
+        temperature 0 the likeliest word at each step."""
 
     @abstractmethod
     def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from benchmark.api import EOS, PAD, LatentModel
+from benchmark.api import EOS, PAD, Batch, LatentModel
 from benchmark.compose import build
+from benchmark.models.writing import Rewriter
 from benchmark.trial import (
     TOLERANCE,
     Moment,
@@ -410,8 +411,11 @@ def the_model_writes_sentences(s: Subject) -> Iterator[str]:
     for most in (3, 2 * s.task.max_length):
         written = {
             "sample": model.sample(n, max_length=most),
+            "sample(temperature=0)": model.sample(n, max_length=most, temperature=0.0),
             "reconstruct": model.reconstruct(batch, max_length=most),
         }
+        if isinstance(model, Rewriter) and not _rewrites(model, batch, most):
+            yield "`rewriting` writes other sentences than `reconstruct`"
         z = None if type(model).decode is LatentModel.decode else model.draw(batch).z
         if z is not None:
             written["decode"] = model.decode(z[:, 0], max_length=most)
@@ -422,6 +426,14 @@ def the_model_writes_sentences(s: Subject) -> Iterator[str]:
                 yield f"`{name}` writes ids that the vocabulary does not have"
             elif not torch.equal(ids == PAD, (ids == EOS).cumsum(1) - (ids == EOS).long() > 0):
                 yield f"`{name}` does not write PAD behind </s>, and only there"
+
+
+def _rewrites(model: Any, batch: Batch, most: int) -> bool:
+    """Whether the two ways to a greedy reconstruction lead to the same."""
+    torch.manual_seed(0)  # what is random in it is another promise's to find
+    plain = model.reconstruct(batch, max_length=most)
+    torch.manual_seed(0)
+    return torch.equal(model.rewriting(batch, most).draw(most, 0.0), plain)
 
 
 Promise = Callable[[Subject], Iterator[str]]

@@ -16,21 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from benchmark.diagnosis.drawing import BASE, FAINT, PAPER, RULE
 from leaderboard.load import load_cells, load_curves
 
 SIZE = (9.375, 3.75)  # inches: 900 x 360 px on a screen
-INK, FAINT, RULE, PAPER = "#1f2328", "#59636e", "#e4e7ea", "#ffffff"
 COLOURS = ("#c44e00", "#0a6fb0")  # apart under every common colour blindness
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = BASE | {
     "svg.hashsalt": "leaderboard",
     "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
     "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": FAINT,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
 }
 ASIDE = {"bottom": 1, "center": 0, "top": -1}  # points, of a label from its line's end
 PANELS = {

@@ -19,22 +19,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from benchmark.diagnosis import page as diagnosed
+from benchmark.diagnosis.drawing import printable
 from benchmark.record import RESULT_VERSION
-from leaderboard import published
+from leaderboard import beside, published
 from leaderboard.board import MEASURES, PLAIN, Board, Overall, Row
 from leaderboard.inference import Comparison
 from leaderboard.load import DAMAGED, DUPLICATE
-from leaderboard.plots import DARK, LIGHT, Plot, printable
+from leaderboard.plots import Plot
 from leaderboard.report import UNKNOWN, View, across, number, significance, untold, views
 
 HERE = Path(__file__).parent
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SAMPLES, LONGEST = 3, 400  # of a kind, a variant; letters of a text
+DRAWN = ("units", "signal", "plane", "residuals")
+"""The figures of a diagnosis that are small enough to be here for every variant."""
 MACHINE = ("seed", "device", "threads", "save_every", "results_dir", "data_dir", "stop_after")
 """What a run's configuration says of the run and not of its variant."""
 
@@ -62,23 +65,17 @@ def build(
     boards = [_board(board, tested, plots.get(board.dataset, ())) for board in found]
     script = _source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
-        style=Markup(_source("page.css")),
+    return diagnosed.template(HERE / "templates", "page.html").render(
+        style=Markup(diagnosed.style() + _source("page.css")),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        palettes={"light": LIGHT, "dark": DARK},
+        palettes=diagnosed.PALETTES,
         head=_head(cells, found, boards),
         boards=boards,
         overall=_view(across(together)) if together else None,
         damaged=_damaged(cells),
         glossary=glossary(),
+        diagnosed=[*diagnosed.COLUMNS.values()],
         unknown=UNKNOWN,
     )
 
@@ -181,8 +178,24 @@ def _board(board: Board, tested: pd.DataFrame, plots: Sequence[Plot]) -> dict[st
         "plots": plots,
         "published": _published(board, tested, runs),
         "samples": _side_by_side(rows),
+        "diagnoses": _diagnoses(board),
         "pending": pending,
     }
+
+
+def _diagnoses(board: Board) -> list[dict[str, Any]]:
+    """What is said of the first diagnosed seed of each row."""
+    found = []
+    for row in board.rows:
+        for seed, cell in sorted(row.seeds.items()):
+            if record := beside.diagnosis(cell["path"]):
+                key = f"{_slug(board.dataset)}-{row.id}-why"
+                with suppress(*beside.DAMAGE):
+                    of = f"{row.name}, {board.dataset}"
+                    body = Markup(diagnosed.fragment(record, key, of, DRAWN))
+                    found.append({"name": printable(row.name), "seed": seed, "body": body})
+                    break
+    return found
 
 
 def _view(view: View) -> dict[str, Any]:

@@ -10,73 +10,72 @@ import math
 import multiprocessing
 import os
 import re
-import textwrap
-import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from zlib import crc32
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
 from matplotlib.patheffects import Normal
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
+from matplotlib.ticker import MaxNLocator
 
-from leaderboard import figures
+from benchmark.diagnosis import words
+from benchmark.diagnosis.drawing import (
+    AXES,
+    FAINT,
+    GID,
+    INK,
+    LIGHT,
+    PAPER,
+    RULE,
+    TITLE,
+    Entry,
+    Look,
+    Sheet,
+    axes,
+    between,
+    brief,
+    canvas,
+    dress,
+    for_page,
+    legend,
+    overlap,
+    room,
+    say,
+    span,
+    style,
+    svg,
+    text_box,
+    thinned,
+    tick,
+    tiles,
+)
+from benchmark.diagnosis.drawing import DARK as DARK
+from benchmark.diagnosis.figures import INFORMATION, PARTS, stack
+from benchmark.diagnosis.words import nats
+from leaderboard import beside
 from leaderboard.board import LANGUAGE_MODEL, Board, Row
-from leaderboard.figures import FAINT, INK, PAPER, RULE
 from leaderboard.inference import Array, paired
 
-LIGHT = {
-    **{"c0": "#0a6fb0", "c1": "#c44e00", "c2": "#721732", "c3": "#322e8c", "c4": "#6c4a04"},
-    **{"c5": "#b98805", "c6": "#f15876", "c7": "#b437d6", "c8": "#31996f", "c9": "#a172c7"},
-    **{"c10": "#5e7e42", "c11": "#006b5f", "other": "#8c959f"},
-    **{"ink": INK, "faint": FAINT, "rule": RULE, "paper": PAPER},
-}
-DARK = {
-    **{"c0": "#50a2e4", "c1": "#f48350", "c2": "#e02464", "c3": "#6b6cff", "c4": "#fdb529"},
-    **{"c5": "#fdd995", "c6": "#c1888e", "c7": "#a040bb", "c8": "#8fc7ab", "c9": "#d5aff7"},
-    **{"c10": "#6bac11", "c11": "#aaeee1", "other": "#6e7681"},
-    **{"ink": "#e6edf3", "faint": "#9198a1", "rule": "#2f353d", "paper": "#0d1117"},
-}
-"""Each colour keeps its hue in the dark. Found by annealing the least distance of two (OKLab) for
-all common colour blindnesses (Machado et al. 2009) at a contrast to the paper of 3:1 or more."""
 COLOURS = 12
-Look = dict[str, Any]
-"""What matplotlib takes by name."""
 MARKERS = "os^DvPX<>phd"
-STYLE: dict[Any, Any] = figures.STYLE | {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 12,
-    "path.simplify": False,
-}
-XLINK = "{http://www.w3.org/1999/xlink}href"
 TRAIL = ["kl", "mi", "nll", "z_gain", "z_gain_se", "i_read", "i_read_se"]
 POINTS, RECORDS, UNITS = 200, 60, 64  # at most: of a line, and of a heat map
 PANELS, PAIRS, LISTED = 12, 20, 30  # rows, at most
 DEAD = 0.01  # nats of a unit below which it has collapsed
 LEVELS = [0.001, 0.003, DEAD, 0.03, 0.1, 0.3, 1.0, 3.0]
 LARGEST = 1e12  # beyond it an axis has no ticks to tell its numbers apart
-GID = "series-"
-AXES = "axes fraction"
-HALO = f"paint-order: stroke; stroke: {PAPER}; stroke-width: 3px"
-WIDE, SIDE, TITLE = 880, 180, 54  # px: of a large figure, of a legend beside, of a title above
+WIDE, SIDE = 880, 180  # px: of a large figure, of a legend beside
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,6 @@ class Plot:
     """SVG to be put into a page, without its title; its ids are unique there."""
     files: Mapping[str, bytes]
     """svg and pdf, in light colours, with the title."""
-
-
-class Sheet(NamedTuple):
-    """A figure before it is written."""
-
-    figure: Figure
-    title: str
-    caption: str
-    summary: str
 
 
 @dataclass(frozen=True)
@@ -181,7 +171,7 @@ def sheets(
     numbers = colours([board]) if colours_ is None else colours_
     rows = [_series(i, row, by_row, numbers) for i, row in enumerate(board.rows) if row.done]
     for name, make in FIGURES.items():
-        with _style():
+        with style():
             sheet = make(rows)
             if sheet is not None:
                 yield name, sheet
@@ -266,12 +256,7 @@ def over_training(trail: pd.DataFrame, metric: str) -> pd.DataFrame:
         values = trail[column].to_numpy(float)
         line[name] = np.bincount(place, np.where(np.abs(values) < LARGEST, values, np.nan)) / seeds
     line = line[seeds == len(set(trail["seed"]))].dropna()
-    return line.iloc[_thinned(len(line), POINTS)]
-
-
-def _thinned(n: int, most: int) -> NDArray[np.intp]:
-    """Indices of at most so many of n, evenly, the ends among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.intp))
+    return line.iloc[thinned(len(line), POINTS)]
 
 
 class Units(NamedTuple):
@@ -292,8 +277,8 @@ def _units(row: Row) -> Units | None:
         except (OSError, ValueError, KeyError, EOFError):
             continue
         if kl.ndim == 2 and kl.size and step.shape == kl.shape[:1] and np.isfinite(step).all():
-            at, last = _thinned(len(step), RECORDS), np.nan_to_num(kl[-1])
-            order = np.argsort(-last, kind="stable")[_thinned(len(last), UNITS)]
+            at, last = thinned(len(step), RECORDS), np.nan_to_num(kl[-1])
+            order = np.argsort(-last, kind="stable")[thinned(len(last), UNITS)]
             return Units(step[at], kl[at][:, order].T, int((last > DEAD).sum()), len(last))
     return None
 
@@ -325,12 +310,13 @@ def _rate_distortion(rows: Sequence[Series]) -> Sheet | None:
     title = "Rate and distortion: what the code costs, and what it leaves to be told"
     if _known(means.sum(1)):
         i = int(np.nanargmin(means.sum(1)))
-        title = f"{drawn[i].name} has the lowest -ELBO: {_n(means[i, 0])} + {_n(means[i, 1])} nats"
+        rate, rec = map(nats, means[i])
+        title = f"{drawn[i].name} has the lowest -ELBO: {rate} + {rec} nats"
     lm, level, told = _level_of(rows)
-    figure = _figure(430, title)
-    panel = _panel(figure, 52, 44, 532, 356)
-    panel.set_xlim(_span(np.concatenate([s.seeds("kl") for s in drawn])))
-    panel.set_ylim(_span([level, *np.concatenate([s.seeds("rec") for s in drawn])]))
+    figure = canvas(430, title)
+    panel = axes(figure, 52, 44, 532, 356)
+    panel.set_xlim(span(np.concatenate([s.seeds("kl") for s in drawn])))
+    panel.set_ylim(span([level, *np.concatenate([s.seeds("rec") for s in drawn])]))
     names = ("rate: KL, nats a sentence", "distortion: -log p(x|z), nats a sentence")
     _dress(panel, *names, grey=drawn)
     taken = _diagonals(panel, level, lm)
@@ -338,7 +324,7 @@ def _rate_distortion(rows: Sequence[Series]) -> Sheet | None:
     x, y = (np.repeat(means[best, axis], 2) for axis in (0, 1))
     panel.plot(x[1:], y[:-1], color=FAINT, linewidth=1, dashes=(1, 2), gid="front")
     ends = np.array(panel.get_xlim())
-    lines = [_between(panel, x[1:], y[:-1]), _between(panel, ends, level - ends)]
+    lines = [between(panel, x[1:], y[:-1]), between(panel, ends, level - ends)]
     _scatter(figure, panel, drawn, "kl", "rec", taken, lines)
     on = ", ".join(drawn[i].name for i in best) or "none"
     return Sheet(
@@ -360,8 +346,8 @@ def _diagonals(panel: Axes, level: float, lm: Series | None) -> list[Array]:
     near = (ticks[1] - ticks[0]) / 3
     drawn: list[tuple[float, str, Series | None]] = []
     if lm is not None and math.isfinite(level):
-        drawn = [(level, f"{lm.name} {_n(level)}", lm)]
-    drawn += [(c, f"-ELBO {_tick(c)}", None) for c in ticks if not abs(c - level) < near]
+        drawn = [(level, f"{lm.name} {nats(level)}", lm)]
+    drawn += [(c, f"-ELBO {tick(c)}", None) for c in ticks if not abs(c - level) < near]
     boxes: list[Array] = []
     for c, text, s in drawn:
         x = np.array([max(left, c - top), min(right, c - bottom)])
@@ -371,11 +357,11 @@ def _diagonals(panel: Axes, level: float, lm: Series | None) -> list[Array]:
         look: Look = {"color": INK, "dashes": (4, 2), "gid": s.gid} if s else {"color": RULE}
         panel.plot(x, c - x, linewidth=1, zorder=1, **look)
         side, offset = ("right", (-2, -17)) if x[1] == right else ("left", (3, 3))  # beside it
-        box = _box(end + np.array(offset), text, side, "bottom", 10.5)
-        if not any(_overlap(box, other) for other in boxes):
+        box = text_box(end + np.array(offset), text, side, "bottom", 10.5)
+        if not any(overlap(box, other) for other in boxes):
             boxes.append(box)
             look = {"gid": s.gid} if s else {"color": FAINT}
-            _say(panel, text, (x[1], c - x[1]), offset, ha=side, size=10.5, **look)
+            say(panel, text, (x[1], c - x[1]), offset, ha=side, size=10.5, **look)
     return boxes
 
 
@@ -388,20 +374,20 @@ def _z_gain(rows: Sequence[Series]) -> Sheet | None:
     title = "Does reading the code come with a better likelihood?"
     if verdicts:
         title = f"Reading the code pays for {verdicts.count('pays')} of {len(verdicts)} rows"
-    figure = _figure(400, title)
-    panel = _panel(figure, 52, 44, 532, 326)
-    panel.set_xlim(_span(np.concatenate([s.seeds("z_gain") for s in drawn])))
-    panel.set_ylim(_span([level, *np.concatenate([s.seeds("nll") for s in drawn])]))
+    figure = canvas(400, title)
+    panel = axes(figure, 52, 44, 532, 326)
+    panel.set_xlim(span(np.concatenate([s.seeds("z_gain") for s in drawn])))
+    panel.set_ylim(span([level, *np.concatenate([s.seeds("nll") for s in drawn])]))
     names = ("z-gain: what the own code tells the decoder, nats", "NLL, nats a sentence")
     _dress(panel, *names, grey=drawn)
     taken, lines = [], []
     if lm is not None and math.isfinite(level):
-        text, at = f"{lm.name} {_n(level)}", (panel.get_xlim()[1], level)
+        text, at = f"{lm.name} {nats(level)}", (panel.get_xlim()[1], level)
         panel.axhline(level, color=INK, linewidth=1, dashes=(4, 2), zorder=1, gid=lm.gid)
-        _say(panel, text, at, (-2, 3), ha="right", size=10.5, gid=lm.gid)
+        say(panel, text, at, (-2, 3), ha="right", size=10.5, gid=lm.gid)
         corner = panel.transData.transform(at) + np.array([-2, 3])
-        taken = [_box(corner, text, "right", "bottom", 10.5)]
-        lines = [_between(panel, panel.get_xlim(), (level, level))]
+        taken = [text_box(corner, text, "right", "bottom", 10.5)]
+        lines = [between(panel, panel.get_xlim(), (level, level))]
     _scatter(figure, panel, drawn, "z_gain", "nll", taken, lines)
     best = min(drawn, key=lambda s: (math.isnan(s.mean("nll")), s.mean("nll")))
     return Sheet(
@@ -412,7 +398,7 @@ def _z_gain(rows: Sequence[Series]) -> Sheet | None:
         "by itself: on data without a latent it is bought with NLL.",
         f"{title}. {_range('z-gain', [s.mean('z_gain') for s in drawn])} "
         f"{_range('NLL', [s.mean('nll') for s in drawn])} Lowest NLL: {best.name}, "
-        f"{_n(best.mean('nll'))}, at a z-gain of {_n(best.mean('z_gain'))}.{told}",
+        f"{nats(best.mean('nll'))}, at a z-gain of {nats(best.mean('z_gain'))}.{told}",
     )
 
 
@@ -424,16 +410,16 @@ def _learning(rows: Sequence[Series]) -> Sheet | None:
     if not lines:
         return None
     last = {m: [float(line["value"].iloc[-1]) for _, line in of] for m, of in lines.items()}
-    ends = [f"{m.upper()} {_n(min(all_))} to {_n(max(all_))}" for m, all_ in last.items()]
+    ends = [f"{m.upper()} {nats(min(all_))} to {nats(max(all_))}" for m, all_ in last.items()]
     title = f"Validation over training ends at {', '.join(ends)}"
     drawn = [s for s in rows if any(s is other for of in lines.values() for other, _ in of)]
     named = [s for s in drawn if not s.grey]
     depth = 18 * math.ceil(len(named) / 4)
-    figure = _figure(514 + depth, title, width=WIDE)
+    figure = canvas(514 + depth, title, width=WIDE)
     width = (WIDE - 74 - 56 * (len(lines) - 1)) / len(lines)
     for i, (metric, of) in enumerate(lines.items()):
         for j, (clock, unit) in enumerate((("step", "steps"), ("seconds", "seconds"))):
-            panel = _panel(figure, 50 + i * (width + 56), 60 + depth + 246 * j, width, 180)
+            panel = axes(figure, 50 + i * (width + 56), 60 + depth + 246 * j, width, 180)
             ends = [float(line[clock].iloc[-1]) for _, line in of]
             slow = min(ends) > 0 and max(ends) > 5 * np.median(ends)
             if slow:  # a method with an inner loop would press all others to the left
@@ -445,9 +431,15 @@ def _learning(rows: Sequence[Series]) -> Sheet | None:
             near = [line["value"].iloc[-1] for s, line in of if not s.grey] or [0.0]
             most = max(near) - min(near) or 1.0  # the first steps would flatten all that follows
             values = np.concatenate([line["value"] for _, line in of])
-            panel.set_ylim(_span(np.clip(values, min(near) - most, max(near) + most)))
+            panel.set_ylim(span(np.clip(values, min(near) - most, max(near) + most)))
             corner = i == len(lines) - 1 and j
-            _dress(panel, f"training {unit}", metrics[metric], drawn if corner else (), slow)
+            _dress(
+                panel,
+                f"training {unit}",
+                metrics[metric],
+                drawn if corner else (),
+                "x" if slow else "",
+            )
             for s, line in sorted(of, key=lambda pair: not pair[0].grey):
                 look: Look = {"linewidth": 1, "alpha": 0.6} if s.grey else {"linewidth": 1.6}
                 if s.row.name == LANGUAGE_MODEL:
@@ -474,26 +466,26 @@ def _kl_by_unit(rows: Sequence[Series]) -> Sheet | None:
     alive, total = (sum(units[i] for _, units in found) for i in (2, 3))
     title = f"{alive} of {total} units end above {DEAD} nats"
     columns, deep = min(4, len(found)), math.ceil(len(found) / 4)
-    figure = _figure(deep * 112 + 78, title, width=WIDE)
+    figure = canvas(deep * 112 + 78, title, width=WIDE)
     width = (WIDE - 58 - 18 * 3) / 4
     for k, (s, units) in enumerate(found):
         left, bottom = 44 + k % 4 * (width + 18), 72 + (deep - 1 - k // 4) * 112
-        panel = _panel(figure, left, bottom, width, 78)
+        panel = axes(figure, left, bottom, width, 78)
         last, n = max(units.step[-1], 1.0), len(units.kl)
         panel.set_xlim(0, last)
         panel.set_ylim(n, 0)
         panel.set_axis_off()
         _heat(panel, units, s.gid)
         name = brief(s.row.name, int((width - 42) / 6.7))
-        _say(panel, name, (0, 1), (0, 6), AXES, gid=s.gid)
+        say(panel, name, (0, 1), (0, 6), AXES, gid=s.gid)
         many = f"{units.alive}/{units.total}"
-        _say(panel, many, (1, 1), (0, 6), AXES, ha="right", color=FAINT, gid=s.gid)
+        say(panel, many, (1, 1), (0, 6), AXES, ha="right", color=FAINT, gid=s.gid)
         quiet = {"size": 10.5, "color": FAINT}
         for unit, number in {0: 1, n - 1: units.total}.items():
-            _say(panel, f"{number}", (0, unit + 0.5), (-5, 0), ha="right", va="center", **quiet)
+            say(panel, f"{number}", (0, unit + 0.5), (-5, 0), ha="right", va="center", **quiet)
         if k + columns >= len(found):
-            _say(panel, "0", (0, 0), (0, -14), AXES, **quiet)
-            _say(panel, f"{last:,.6g} steps", (1, 0), (0, -14), AXES, ha="right", **quiet)
+            say(panel, "0", (0, 0), (0, -14), AXES, **quiet)
+            say(panel, f"{last:,.6g} steps", (1, 0), (0, -14), AXES, ha="right", **quiet)
     _scale(figure)
     by_row = ", ".join(f"{s.name} {units.alive} of {units.total}" for s, units in found)
     return Sheet(
@@ -517,7 +509,7 @@ def _heat(panel: Axes, units: Units, gid: str) -> None:
             boxes[int(line[start])].append((float(edges[start]), float(edges[end]), unit, unit + 1))
     for level, group in sorted(boxes.items()):
         if level >= 0:
-            _boxes(panel, group, *_shade(level), gid)
+            tiles(panel, group, *_shade(level), gid)
 
 
 def _shade(level: int) -> tuple[str, float]:
@@ -531,19 +523,19 @@ def _shade(level: int) -> tuple[str, float]:
 def _scale(figure: Figure) -> None:
     """The levels of KL by unit, as a strip below."""
     n = len(LEVELS) + 1
-    panel = _panel(figure, 44, 26, 48 * n, 10)
+    panel = axes(figure, 44, 26, 48 * n, 10)
     panel.set_axis_off()
     panel.set_xlim(0, n)
     panel.set_ylim(0, 1)
     for level in range(n):
-        _boxes(panel, [(level, level + 1, 0, 1)], *_shade(level), "scale")
+        tiles(panel, [(level, level + 1, 0, 1)], *_shade(level), "scale")
     for i, value in enumerate(LEVELS, 1):
         colour = INK if value == DEAD else FAINT
         look = {"ha": "center", "va": "top", "size": 10.5, "color": colour}
-        _say(panel, f"{value:g}", (i, 0), (0, -4), **look)
+        say(panel, f"{value:g}", (i, 0), (0, -4), **look)
     dead = LEVELS.index(DEAD) + 1
     panel.plot([dead, dead], [-0.3, 1.3], color=INK, linewidth=1.5, clip_on=False)
-    _say(panel, "KL of a unit, nats; below the mark: collapsed", (n, 0.5), (10, 0), va="center")
+    say(panel, "KL of a unit, nats; below the mark: collapsed", (n, 0.5), (10, 0), va="center")
 
 
 def _cost(rows: Sequence[Series]) -> Sheet | None:
@@ -562,8 +554,8 @@ def _cost(rows: Sequence[Series]) -> Sheet | None:
     if math.isfinite(quickest):
         title += f"; {first} first, after {quickest:,.3g} s"
     shown = found[:LISTED]
-    figure = _figure(19 * len(shown) + 54, title)
-    panel = _panel(figure, 190, 44, 300, 19 * len(shown))
+    figure = canvas(19 * len(shown) + 54, title)
+    panel = axes(figure, 190, 44, 300, 19 * len(shown))
     known = np.concatenate([times[times < LARGEST] for _, times in found])
     wide = len(known) > 0 and known.max() > 15 * known.min() > 0
     if wide:
@@ -572,7 +564,12 @@ def _cost(rows: Sequence[Series]) -> Sheet | None:
     else:
         panel.set_xlim(0, 1.06 * known.max(initial=1.0))
     panel.set_ylim(len(shown) - 0.5, -0.5)
-    _dress(panel, f"training seconds to a validation NLL of {_n(target)}", "", log=wide)
+    _dress(
+        panel,
+        f"training seconds to a validation NLL of {nats(target)}",
+        "",
+        log="x" if wide else "",
+    )
     panel.set_yticks([])
     for place, (s, times) in enumerate(shown):
         panel.axhline(place, color=RULE, linewidth=0.8, zorder=0)
@@ -583,10 +580,10 @@ def _cost(rows: Sequence[Series]) -> Sheet | None:
         many = f"{'' if len(there) else 'never '}{len(there)}/{len(times)}"
         colour = INK if len(there) else FAINT
         look = {"frame": ("axes fraction", "data"), "va": "center", "gid": s.gid}
-        _say(panel, s.name, (0, place), (-6, 0), ha="right", **look)
-        _say(panel, many, (1, place), (8, 0), color=colour, **look)
+        say(panel, s.name, (0, place), (-6, 0), ha="right", **look)
+        say(panel, many, (1, place), (8, 0), color=colour, **look)
     medians = [(s.name, float(np.median(times))) for s, times in found]
-    soon = ", ".join(f"{name} {_n(t)}" for name, t in medians if math.isfinite(t)) or "none"
+    soon = ", ".join(f"{name} {nats(t)}" for name, t in medians if math.isfinite(t)) or "none"
     never = ", ".join(s.name for s, times in found if not np.isfinite(times).any()) or "none"
     return Sheet(
         figure,
@@ -621,14 +618,14 @@ def _price(rows: Sequence[Series]) -> Sheet | None:
         return None
     names = [brief(_label(line[-1][2].row)) for line in drawn]
     least, most = drawn[0][-1][1], drawn[-1][-1][1]
-    title = f"At the largest budget {names[0]} is {_n(least, '+')} nats from the language model"
-    figure = _figure(400, title)
-    panel = _panel(figure, 52, 44, 362, 326)
+    title = f"At the largest budget {names[0]} is {nats(least, '+')} nats from the language model"
+    figure = canvas(400, title)
+    panel = axes(figure, 52, 44, 362, 326)
     steps = [point[0] for line in drawn for point in line]
     panel.set_xscale("log")
     panel.set_xlim(min(steps) / 1.1, max(steps) * 1.1)
-    panel.set_ylim(_span([0.0, *(point[1] for line in drawn for point in line)]))
-    _dress(panel, "steps trained", "NLL less the language model's, nats", log=True)
+    panel.set_ylim(span([0.0, *(point[1] for line in drawn for point in line)]))
+    _dress(panel, "steps trained", "NLL less the language model's, nats", log="x")
     panel.axhline(0, color=INK, linewidth=1, dashes=(4, 2), zorder=1)
     height = -math.inf
     for line, name in zip(drawn, names, strict=True):
@@ -640,14 +637,14 @@ def _price(rows: Sequence[Series]) -> Sheet | None:
         bottom, top = panel.get_ylim()
         height = max(y[-1], height + 16 * (top - bottom) / 326)  # a line above the one before
         look = {"frame": ("axes fraction", "data"), "va": "center", "gid": end.gid}
-        _say(panel, name, (1, height), (6, 0), **look)
+        say(panel, name, (1, height), (6, 0), **look)
     return Sheet(
         figure,
         title,
         "One variant at several budgets, mean over seeds, against the language model of the same "
         "budget; below the line reading the code pays. The price of collapse shrinks where more "
         "training lets the decoder find by itself what the code would tell it.",
-        f"{title}; {names[-1]} is {_n(most, '+')}. {len(drawn)} variants, "
+        f"{title}; {names[-1]} is {nats(most, '+')}. {len(drawn)} variants, "
         f"{min(steps):,.0f} to {max(steps):,.0f} steps.",
     )
 
@@ -685,8 +682,8 @@ def _pairs(rows: Sequence[Series]) -> Sheet | None:
     apart &= np.isfinite(less)
     title = f"{apart.sum() // 2} of {n * (n - 1) // 2} pairs of rows can be told apart by NLL"
     size = min(31.0, 372 / n)
-    figure = _figure(n * size + 66, title)
-    panel = _panel(figure, 190, 32, n * size, n * size)
+    figure = canvas(n * size + 66, title)
+    panel = axes(figure, 190, 32, n * size, n * size)
     panel.set_xlim(0, n)
     panel.set_ylim(n, 0)
     panel.set_axis_off()
@@ -702,18 +699,18 @@ def _pairs(rows: Sequence[Series]) -> Sheet | None:
             if n <= PANELS and math.isfinite(less[i, j]):
                 look = {"ha": "center", "va": "center", "size": 9.5, "gid": s.gid}
                 colour = INK if apart[i, j] else FAINT
-                _say(panel, _n(less[i, j]), (j + 0.5, i + 0.5), color=colour, **look)
+                say(panel, nats(less[i, j]), (j + 0.5, i + 0.5), color=colour, **look)
         for shade, group in sorted(groups.items()):
-            _boxes(panel, group, *shade, s.gid)
+            tiles(panel, group, *shade, s.gid)
         name = f"{s.name}  {i + 1}"
-        _say(panel, name, (0, i + 0.5), (-6, 0), ha="right", va="center", gid=s.gid)
-        _say(panel, f"{i + 1}", (i + 0.5, 0), (0, 4), ha="center", color=FAINT, gid=s.gid)
+        say(panel, name, (0, i + 0.5), (-6, 0), ha="right", va="center", gid=s.gid)
+        say(panel, f"{i + 1}", (i + 0.5, 0), (0, 4), ha="center", color=FAINT, gid=s.gid)
     if apart.any():
         _scale_of_pairs(figure, n * size, largest)
     far = ""
     if _known(less[apart]):
         i, j = np.unravel_index(np.argmin(np.where(apart, less, np.inf)), less.shape)
-        far = f" Furthest apart: {shown[i].name} less {shown[j].name}, {_n(less[i, j])} nats."
+        far = f" Furthest apart: {shown[i].name} less {shown[j].name}, {nats(less[i, j])} nats."
     return Sheet(
         figure,
         title,
@@ -725,16 +722,61 @@ def _pairs(rows: Sequence[Series]) -> Sheet | None:
 
 
 def _scale_of_pairs(figure: Figure, width: float, largest: float) -> None:
-    panel = _panel(figure, 190, 10, width, 8)
+    panel = axes(figure, 190, 10, width, 8)
     panel.set_axis_off()
     panel.set_xlim(-5, 5)
     panel.set_ylim(0, 1)
     for k in range(5):
-        _boxes(panel, [(-k - 1, -k, 0, 1)], LIGHT["c0"], 0.2 + 0.1 * k, "scale")
-        _boxes(panel, [(k, k + 1, 0, 1)], LIGHT["c1"], 0.2 + 0.1 * k, "scale")
+        tiles(panel, [(-k - 1, -k, 0, 1)], LIGHT["c0"], 0.2 + 0.1 * k, "scale")
+        tiles(panel, [(k, k + 1, 0, 1)], LIGHT["c1"], 0.2 + 0.1 * k, "scale")
     look = {"va": "center", "size": 10.5, "color": FAINT}
-    _say(panel, _n(-largest, "+"), (-5, 0.5), (-4, 0), ha="right", **look)
-    _say(panel, _n(largest, "+"), (5, 0.5), (4, 0), **look)
+    say(panel, nats(-largest, "+"), (-5, 0.5), (-4, 0), ha="right", **look)
+    say(panel, nats(largest, "+"), (5, 0.5), (4, 0), **look)
+
+
+def _parts(rows: Sequence[Series]) -> Sheet | None:
+    names = (*PARTS, "information")
+    found: list[tuple[Series, list[float], Counter[str]]] = []
+    for s in rows:
+        known = [beside.diagnosis(cell["path"]) for cell in s.row.done]
+        units = [each for record in known if record and (each := words.units(record))]
+        if units:
+            sums = [[sum(getattr(u, name) for u in each) for name in names] for each in units]
+            verdicts = Counter(unit.verdict for each in units for unit in each)
+            found.append((s, np.mean(sums, 0).tolist(), verdicts))
+    if not found:
+        return None
+    shown = found[:LISTED]
+    informing = [sums[0] + sums[1] for _, sums, _ in found]
+    title = "How much of their rates can inform of a sentence"
+    if _known(np.array(informing)):
+        best = int(np.nanargmax(informing))
+        title = f"{found[best][0].name}'s rate informs of a sentence most, by at most "
+        title += f"{nats(informing[best])} nats"
+    height = 19 * len(shown)
+    figure = canvas(height + 92, title)
+    panel = axes(figure, 190, 44, 290, height)
+    stack(panel, [sums for _, sums, _ in shown])
+    for y, (s, _, verdicts) in enumerate(shown):
+        look: Look = {"frame": ("axes fraction", "data"), "va": "center", "gid": s.gid}
+        many = f"{verdicts['active']}/{sum(verdicts.values())} read"
+        say(panel, s.name, (0, y), (-6, 0), ha="right", **look)
+        say(panel, many, (1, y), (8, 0), **look)
+    legend(figure, [*PARTS.values(), INFORMATION], 4, height + 78, 470, 2)
+    told = [
+        f"{s.name}: C + H {nats(informs)}, G {nats(sums[2])}, {verdicts['active']} of "
+        f"{sum(verdicts.values())} units read"
+        for (s, sums, verdicts), informs in zip(found, informing, strict=True)
+    ]
+    return Sheet(
+        figure,
+        title,
+        "The rate, summed over units, mean over the diagnosed seeds: C and H bound what it can "
+        "tell of the sentence, G is paid for an aggregate that is not the prior. The mark: the "
+        "units' information, counted twice where two of them tell the same. Right: of the units "
+        "of all seeds those that are written and read." + _rest(len(found) - len(shown)),
+        f"{title}. {'; '.join(told)}.",
+    )
 
 
 FIGURES: dict[str, Callable[[Sequence[Series]], Sheet | None]] = {
@@ -745,6 +787,7 @@ FIGURES: dict[str, Callable[[Sequence[Series]], Sheet | None]] = {
     "cost": _cost,
     "price": _price,
     "pairs": _pairs,
+    "parts": _parts,
 }
 
 
@@ -755,89 +798,26 @@ def _level_of(rows: Sequence[Series]) -> tuple[Series | None, float, str]:
     """The language model, its NLL, and a sentence that tells it."""
     lm = _model(rows)
     level = math.nan if lm is None else lm.mean("nll")
-    return lm, level, "" if math.isnan(level) else f" The language model's NLL: {_n(level)}."
-
-
-def _n(value: float, sign: str = "") -> str:
-    if math.isnan(value):
-        return "unknown"
-    return f"{round(value, 2) + 0.0:{sign},.2f}"  # + 0.0: no -0.00
-
-
-def _tick(value: float, _: object = None) -> str:
-    return f"{value + 0.0:,.6g}"
+    return lm, level, "" if math.isnan(level) else f" The language model's NLL: {nats(level)}."
 
 
 def _range(what: str, values: Iterable[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
-    return f"{what}: {_n(min(known))} to {_n(max(known))} nats." if known else f"{what}: unknown."
+    told = f"{nats(min(known))} to {nats(max(known))} nats" if known else "unknown"
+    return f"{what}: {told}."
 
 
 def _rest(n: int) -> str:
     return f" {n} more rows are not shown." if n else ""
 
 
-def printable(text: str) -> str:
-    """A record's text without what XML cannot hold."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def brief(text: str, most: int = 25) -> str:
-    """A record's text as a label: variants of one method differ at the end."""
-    line, tail = printable(text), most * 2 // 5
-    return line if len(line) <= most else f"{line[: most - tail - 2]}..{line[-tail:]}"
-
-
 # Drawing -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)  # of a row's name
-        yield
-
-
-def _figure(height: float, title: str, width: float = 600) -> Figure:
-    """An empty figure in px, above it the title, which takes no part of the height."""
-    whole = height + TITLE
-    figure = Figure(figsize=(width / 72, whole / 72), dpi=72, facecolor=PAPER)
-    lines = "\n".join(textwrap.wrap(title, int(width / 8.6)))
-    figure.text(12 / width, 1 - 10 / whole, lines, size=14, va="top", gid="headline")
-    return figure
-
-
-def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at px from the lower left corner."""
-    whole, high = figure.get_size_inches() * 72
-    return figure.add_axes((left / whole, bottom / high, width / whole, height / high))
-
-
-def _dress(panel: Axes, x: str, y: str, grey: Sequence[Series] = (), log: bool = False) -> None:
-    panel.set_facecolor("none")
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.grid(axis="y", color=RULE, linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(length=0, which="both", labelsize=11)
-    panel.xaxis.set_minor_locator(NullLocator())
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(_tick)
-    if log:
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    _say(panel, x, (0, 0), (0, -34), AXES, color=FAINT)
-    _say(panel, y, (0, 1), (0, 10), AXES, color=FAINT)
+def _dress(panel: Axes, x: str, y: str, grey: Sequence[Series] = (), log: str = "") -> None:
+    dress(panel, x, y, log)
     if more := sum(s.grey for s in grey):
-        _say(panel, f"grey: {more} more rows", (1, 0), (0, -34), AXES, ha="right", color=FAINT)
-
-
-def _say(
-    panel: Axes, text: str, at: Any, offset: Any = (0, 0), frame: Any = "data", **look: Any
-) -> None:
-    """Text at a point, moved by px."""
-    place: Look = {"xycoords": frame, "xytext": offset, "textcoords": "offset points"}
-    look = {"size": 11.5, "annotation_clip": False} | place | look
-    panel.annotate(text, tuple(at), **look)
+        say(panel, f"grey: {more} more rows", (1, 0), (0, -34), AXES, ha="right", color=FAINT)
 
 
 def _points(panel: Axes, s: Series, x: Array, y: Array) -> None:
@@ -850,17 +830,6 @@ def _mean(panel: Axes, s: Series, x: float, y: float) -> None:
     look = {"color": s.colour, "markersize": 6 if s.grey else 8.5}
     look |= {"markeredgecolor": PAPER, "markeredgewidth": 0.8}
     panel.plot([x], [y], s.marker, gid=s.gid, label="mean", zorder=3, **look)
-
-
-def _boxes(
-    panel: Axes, group: Sequence[tuple[float, ...]], colour: str, alpha: float, gid: str
-) -> None:
-    """Rectangles (x0, x1, y0, y1) as one path."""
-    x0, x1, y0, y1 = np.transpose(group)
-    corners = np.stack([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]).transpose(2, 0, 1)
-    codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY] * len(x0)
-    look = {"facecolor": colour, "alpha": alpha, "linewidth": 0, "gid": f"{gid}-cells"}
-    panel.add_patch(PathPatch(Outline(corners.reshape(-1, 2), codes), **look))
 
 
 def _scatter(
@@ -890,7 +859,7 @@ def _scatter(
     marks, invert = panel.transData.transform(means), panel.transData.inverted().transform
     frame = panel.get_window_extent().extents + np.array([0, 0, 6, 0])
     names = [s.name for s in named]
-    spots = _room(marks, names, frame, taken, np.concatenate([np.empty((0, 2)), *dots]))
+    spots = room(marks, names, frame, taken, np.concatenate([np.empty((0, 2)), *dots]))
     for s, mean, spot in zip(named, means, spots, strict=False):  # without the grey means
         if spot is not None:
             at = invert((spot.x, spot.y))
@@ -898,7 +867,7 @@ def _scatter(
                 way = np.stack([mean, at], 1)
                 panel.plot(*way, color=FAINT, linewidth=0.6, gid=s.gid, zorder=1.5)
             gid = f"{s.gid}-name"
-            _say(panel, s.name, at, ha=spot.side, va="center", gid=gid, zorder=4)
+            say(panel, s.name, at, ha=spot.side, va="center", gid=gid, zorder=4)
     placed = {s.gid for s, spot in zip(named, spots, strict=True) if spot is not None}
     rest = [s for s in drawn if not s.grey and s.gid not in placed]
     if rest:  # a column at the side, for which the figure grows
@@ -912,94 +881,11 @@ def _scatter(
         _legend(figure, rest, old * 72, high * 72 - TITLE - 40, SIDE, 1)
 
 
-class Spot(NamedTuple):
-    """Where a name stands, in px of the figure."""
-
-    x: float
-    y: float
-    side: str
-    far: bool
-
-
-def _room(
-    marks: Array, names: Sequence[str], frame: Array, taken: Sequence[Array], dots: Array
-) -> list[Spot | None]:
-    """A spot for each name near its mark (the first marks have names), on no other name and no
-    mark, on few dots; None where there is none. All in px."""
-    dots = dots[np.isfinite(dots).all(1)]
-    boxes = [np.concatenate([mark - 6, mark + 6]) for mark in marks] + [*taken]
-    angles = [math.radians(angle) for angle in range(0, 360, 30)]
-    found: list[Spot | None] = []
-    for i, name in enumerate(names):
-        best, room, least = None, None, math.inf
-        others = np.array(boxes[:i] + boxes[i + 1 :]).reshape(-1, 4)
-        for radius, angle in product((10, 18, 28, 40, 54, 70, 90), angles):
-            at = marks[i] + radius * np.array([math.cos(angle), math.sin(angle)])
-            across = round(at[0] - marks[i, 0])
-            side = "left" if across > 0 else "right" if across else "center"
-            box = _box(at, name, side, "center", 11.5)
-            cost = radius + (0 if across else 6)
-            if cost >= least or (box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any():
-                continue
-            way = marks[i] + np.linspace(0.25, 0.95, 5)[:, None] * (at - marks[i])
-            if any(_overlap(box, b) for b in others) or any(_inside(way, b) for b in others):
-                continue
-            cost += 1.5 * min(12, _inside(dots, box))
-            if cost < least:
-                best, room, least = Spot(at[0], at[1], side, radius > 18), box, cost
-        found.append(best)
-        if room is not None:
-            boxes.append(room)
-    return found
-
-
 def _legend(
     figure: Figure, rows: Sequence[Series], left: float, top: float, width: float, columns: int
 ) -> None:
-    """Marks and names, line by line, at px."""
-    whole, high = figure.get_size_inches() * 72
-    for i, s in enumerate(rows):
-        x, y = left + i % columns * width / columns, top - 18 * (i // columns)
-        look = {"marker": s.marker, "markersize": 7, "markeredgewidth": 0, "linestyle": "none"}
-        mark = Line2D([(x + 6) / whole], [y / high], color=s.colour, gid=s.gid, **look)
-        figure.add_artist(mark)
-        name = brief(s.row.name, int((width / columns - 18) / 6.9))
-        figure.text((x + 16) / whole, y / high, name, va="center", size=11.5, gid=s.gid)
-
-
-def _between(panel: Axes, x: Any, y: Any) -> Array:
-    """Points of a line, 4 px apart, in px."""
-    corners = panel.transData.transform(np.stack([x, y], 1))
-    parts = [np.empty((0, 2))]
-    for a, b in pairwise(corners[np.isfinite(corners).all(1)]):
-        parts.append(np.linspace(a, b, max(2, int(np.hypot(*(b - a)) / 4))))
-    return np.concatenate(parts)
-
-
-def _box(at: Array, text: str, side: str, height: str, size: float) -> Array:
-    """[x0, y0, x1, y1] that a text takes, in px: no less than in most fonts."""
-    width = 0.61 * size * len(text)
-    left = at[0] - {"left": 0.0, "right": width, "center": width / 2}[side]
-    low = at[1] if height == "bottom" else at[1] - 0.6 * size
-    return np.array([left, low, left + width, low + 1.2 * size])
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    return bool(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
-
-
-def _inside(points: Array, box: Array) -> int:
-    """How many points lie in a box."""
-    return int(((points > box[:2]) & (points < box[2:])).all(1).sum())
-
-
-def _span(values: Any) -> tuple[float, float]:
-    """An axis's limits around the values that are known."""
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    margin = 0.06 * (high - low) or max(0.05 * abs(low), 0.5)
-    return low - margin, high + margin
+    entries = [Entry(s.row.name, s.colour, s.marker, s.gid) for s in rows]
+    legend(figure, entries, left, top, width, columns)
 
 
 def _known(values: Array) -> bool:
@@ -1011,74 +897,14 @@ def _known(values: Array) -> bool:
 
 def _write(sheet: Sheet, prefix: str, board: Board) -> tuple[str, dict[str, bytes]]:
     """A sheet for the page, and as files."""
-    svg, pdf = io.BytesIO(), io.BytesIO()
-    nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
-    sheet.figure.savefig(svg, format="svg", metadata=nothing)
+    root = svg(sheet.figure, sheet.summary, prefix, [row.name for row in board.rows])
     for text in sheet.figure.findobj(Text):
         text.set_path_effects([Normal()])  # as outlines: publishers refuse fonts of type 3
+    pdf = io.BytesIO()
     nothing = dict.fromkeys(["CreationDate", "Creator", "Producer"])
     sheet.figure.savefig(pdf, format="pdf", metadata=nothing)
-    root = ElementTree.fromstring(svg.getvalue())
-    _name_parts(root, prefix, [row.name for row in board.rows])
-    root.set("role", "img")
-    root.set("aria-label", printable(sheet.summary))
     file = ElementTree.tostring(root, encoding="unicode")
-    width, height = sheet.figure.get_size_inches() * 72
-    _for_page(root, width, height)
-    page = ElementTree.tostring(root, encoding="unicode")
-    return page, {"svg": file.encode(), "pdf": pdf.getvalue()}
-
-
-def _name_parts(root: ElementTree.Element, prefix: str, names: Sequence[str]) -> None:
-    """Keep of all ids those that are referred to, under the prefix, and name the series."""
-    used = set()
-    for element in root.iter():
-        used.update(re.findall(r"(?<=#)[\w.-]+", element.get(XLINK, "")))
-        used.update(re.findall(r"(?<=url\(#)[\w.-]+", element.get("clip-path", "")))
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        element.text = element.text if element.text and element.text.strip() else None
-        element.tail = None
-        identity = element.attrib.pop("id", "")
-        series = re.fullmatch(rf"{GID}(\d+)(-cells|-name)?", identity)
-        if series:
-            element.set("class", "series")
-            element.set("data-row", printable(names[int(series[1])]))
-            if series[2] == "-cells":
-                element.set("shape-rendering", "crispEdges")
-            for text in element.iter("{http://www.w3.org/2000/svg}text"):
-                if series[2] == "-name":
-                    text.set("style", f"{HALO}; {text.get('style', '')}")
-        elif identity == "headline":
-            element.set("class", "headline")
-        elif identity in used:
-            element.set("id", f"{prefix}-{identity}")
-        if "clip-path" in element.attrib:
-            element.set("clip-path", element.attrib["clip-path"].replace("(#", f"(#{prefix}-"))
-        if XLINK in element.attrib:
-            element.set("href", element.attrib.pop(XLINK).replace("#", f"#{prefix}-"))
-        if "style" in element.attrib:
-            style = re.sub(r"font-family: [^;]*;? ?", "", element.attrib["style"])
-            element.set("style", style)
-    root.remove(root[0])  # a style that would be all the page's
-    root.set("xmlns", "http://www.w3.org/2000/svg")
-    root.set("stroke-linejoin", "round")
-    root.set("font-family", "DejaVu Sans, Verdana, sans-serif")
-
-
-def _for_page(root: ElementTree.Element, width: float, height: float) -> None:
-    """Colours by name, the page's font and width, no title."""
-    by_hex = {value: f"var(--{name})" for name, value in LIGHT.items()}
-    for element in root.iter():
-        if "style" in element.attrib:
-            style = element.attrib["style"]
-            style = re.sub("#[0-9a-f]{6}", lambda found: by_hex.get(found[0], found[0]), style)
-            element.set("style", style)
-        for child in [child for child in element if child.get("class") == "headline"]:
-            element.remove(child)
-    for name in ("width", "height", "font-family"):
-        del root.attrib[name]
-    root.set("viewBox", f"0 {TITLE} {width:.6g} {height - TITLE:.6g}")
+    return for_page(sheet.figure, root), {"svg": file.encode(), "pdf": pdf.getvalue()}
 
 
 def _slug(text: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from benchmark.record import FIELDS, RESULT_VERSION, RunDirectory, validate
+from leaderboard import beside
 from leaderboard.load import find_runs
 
 FINISHED = ("done", "diverged", "failed")
@@ -64,7 +65,7 @@ def strip(record: Mapping[str, Any], places: Iterable[str] = ()) -> dict[str, An
     about = record["provenance"]
 
     def clean(text: str | None) -> str | None:
-        return text and _without_names(_without_folders(_without_places(text, places)), about)
+        return text and _clean(text, about, places)
 
     public = {key: record[key] for key in ("schema_version", "cell", *FIELDS)}
     public["cell"] = _without_paths(record["cell"])
@@ -110,6 +111,7 @@ def publish(cells: pd.DataFrame, out: str | Path) -> list[Path]:
 
     The same record gives the same bytes, and one that is there already stays. Neither weights nor
     logs are copied; samples.jsonl, which a done run must have, is empty where its text is not free.
+    Of diagnosis.json and generation.json go the numbers, never a text (see `beside`).
     """
     changed = []
     for cell in cells.to_dict("records"):
@@ -118,8 +120,7 @@ def publish(cells: pd.DataFrame, out: str | Path) -> list[Path]:
         run = Path(cell["path"])
         target = Path(out).joinpath(*run.absolute().parts[-4:])
         files = _public_files(run)
-        record = target / "run.json"
-        if record.is_file() and record.read_bytes() == files["run.json"]:
+        if all(_holds(target / name, content) for name, content in files.items()):
             continue
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -163,8 +164,25 @@ def _public_files(run: Path) -> dict[str, bytes]:
     files |= {name: (run / name).read_bytes() for name in NUMBERS if (run / name).is_file()}
     if (samples := run / "samples.jsonl").is_file():
         files[samples.name] = samples.read_bytes() if may_show_samples(known) else b""
-    public = json.dumps(strip(record, places), indent=2, allow_nan=False)
-    return files | {"run.json": f"{public}\n".encode()}
+    about = record["provenance"]
+
+    def clean(text: str) -> str:
+        return _clean(text, about, places)
+
+    beside_it = {
+        "diagnosis.json": beside.diagnosis(run, clean),
+        "generation.json": beside.generation(run, clean),
+    }
+    files |= {name: _json(found) for name, found in beside_it.items() if found}
+    return files | {"run.json": _json(strip(record, places))}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _plain(given: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +201,11 @@ def _words(argv: Iterable[str]) -> list[str]:
         if option.lstrip("+~-") not in PLACES and not _VALUE.fullmatch(word):
             kept.append(f"{option}{equals}{_without_paths(value)}")
     return kept
+
+
+def _clean(text: str, provenance: Mapping[str, Any], places: Iterable[str]) -> str:
+    """A sentence without machine, user and folders."""
+    return _without_names(_without_folders(_without_places(text, places)), provenance)
 
 
 def _without_paths(value: Any) -> Any:

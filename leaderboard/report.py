@@ -4,12 +4,17 @@ The same records give the same bytes.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import zip_longest
+from typing import Any
 
 import pandas as pd
 
+from benchmark.diagnosis import words
+from leaderboard import beside
 from leaderboard.board import (
     LANGUAGE_MODEL,
     MEASURES,
@@ -20,6 +25,7 @@ from leaderboard.board import (
     Overall,
     Row,
 )
+from leaderboard.inference import interval
 from leaderboard.load import DAMAGED, DUPLICATE, load_curves
 
 UNKNOWN = "-"
@@ -54,6 +60,26 @@ them.
 """
 AT_COST = """\
 The best validation NLL so far when all rows have spent the same: the most that every one has.
+"""
+DIAGNOSED = """\
+Of the seeds that were diagnosed (`python -m benchmark.diagnose RUN_DIR`), means; nats a sentence.
+The **rate** falls into **C + H**, which the information in the code cannot exceed, and **G**, the
+mismatch of the aggregate with the prior, which informs of nothing; all summed over units.
+**units**: of all seeds, by verdict: active (written and read), undecided, unread, outliers, noisy,
+weak. **code**: what the decoder loses with another sentence's. **in the code**: the information of
+the whole code, among a few candidates; **read**: what of it the decoder provably reads. **lag**:
+what refining each posterior gains, the decoder held still, and what that says of the encoder.
+**errors in common**: of a language model, 1 where it is right; above, whether a latent could pay.
+"""
+WRITTEN = """\
+Of the seeds that were asked to write (`python -m benchmark.generate RUN_DIR`), means over
+{samples:,.0f} sentences from the prior at temperature {temperature:g}. **dist-2**: different pairs
+of words over all pairs of {tokens:,.0f} tokens; **self-BLEU**: of each text against all others,
+higher is less diverse; **PPL**: of the samples under a language model that read {corpus:,.0f} real
+sentences; **reverse PPL**: of real text under one that read as many samples.
+**greedily**: different sentences, as a share, that codes of the prior give without sampling: a
+decoder that ignores its code writes one. **BLEU** of greedy reconstructions against their sources,
+and against another sentence's, which is how near chance comes; **edits** a word.
 """
 ACROSS = """\
 The variants that have been run on all of: {}.
@@ -196,7 +222,7 @@ def views(board: Board) -> list[View]:
         found.append(View("At equal rate", AT_RATES, head, lines))
     if board.equal:
         found.append(_at_cost(board))
-    return found
+    return [*found, *_diagnosed(board), *_written(board)]
 
 
 def _by_method(board: Board) -> View:
@@ -219,6 +245,98 @@ def _at_cost(board: Board) -> View:
         columns += [list(view.nll), [number(*nll) for nll in view.nll.values()]]
     lines = [list(line) for line in zip_longest(*columns, fillvalue="")]
     return View("At equal cost", AT_COST, head, lines)
+
+
+def _diagnosed(board: Board) -> Iterable[View]:
+    """Why units live or die, a row a variant."""
+    lines = []
+    for row in board.rows:
+        known = [record for cell in row.done if (record := beside.diagnosis(cell["path"]))]
+        if not known:
+            continue
+        units = [each for record in known if (each := words.units(record))]
+        verdicts = Counter(unit.verdict for each in units for unit in each)
+        told = [f"{verdicts[name]} {name}" for name in words.READING if verdicts[name]]
+        sums = [
+            [sum(getattr(unit, name) for unit in each) for each in units]
+            for name in ("rate", "bound", "mismatch")
+        ]
+        code = [
+            _at(known, "reading", *place, 0)
+            for place in (("shuffled",), ("apart", "information"), ("apart", "i_read"))
+        ]
+        kinds = [_at(known, "residuals", kind, "ratio") for kind in ("unigram", "bigram")]
+        lines.append(
+            [
+                *(row.name, str(len(known)), ", ".join(told) or UNKNOWN),
+                *(number(*interval(values)) for values in (*sums, *code)),
+                _told(_at(known, "lag", "encoder", "elbo", -1, 0), known, "lag", "verdict"),
+                _told([*map(max, *kinds)], known, "residuals", "verdict"),
+            ]
+        )
+    if lines:
+        head = ["variant", "n", "units", "rate", "C + H", "G", "code", "in the code", "read"]
+        yield View("Why units live or die", DIAGNOSED, [*head, "lag", "errors in common"], lines)
+
+
+def _written(board: Board) -> Iterable[View]:
+    """What is written, a row a variant, apart for what was asked for in different amounts."""
+    asked: dict[tuple[float, ...], dict[str, list[beside.Known]]] = {}
+    for row in board.rows:
+        for cell in row.done:
+            if found := beside.generation(cell["path"]):
+                key = tuple(found["settings"][name] for name in beside.SETTINGS)
+                asked.setdefault(key, {}).setdefault(row.name, []).append(found)
+    for key, rows in sorted(asked.items()):
+        of = dict(zip(beside.SETTINGS, key, strict=True))
+        real = [found for each in rows.values() for found in each]
+        lines = [_texts("real text", real, ("real",), ("reverse", "real"))]
+        lines += [_texts(name, each, ("prior", "sampling")) for name, each in rows.items()]
+        title = "What is written" + (f", of {of['samples']:,.0f}" if len(asked) > 1 else "")
+        head = ["text", "n", "words", "dist-2", "self-BLEU", "PPL", "reverse PPL", "greedily"]
+        head += ["BLEU", "of others", "edits"]
+        yield View(title, WRITTEN.format(**of), head, lines)
+
+
+def _texts(
+    name: str,
+    found: Sequence[beside.Known],
+    place: tuple[str, ...],
+    reverse: tuple[str, ...] = ("reverse", "perplexity"),
+) -> list[str]:
+    """A row of means. place, reverse: of the texts, and of what a reader of them says."""
+
+    def told(*path: str, digits: int = 2) -> str:
+        return number(*interval(_at(found, *path)), digits=digits)
+
+    counts = [_at(found, "prior", "greedy", key) for key in ("distinct", "sentences")]
+    greedy = [d / n if n else math.nan for d, n in zip(*counts, strict=True)]
+    near = [told("reconstruction", "greedy", key) for key in ("bleu", "bleu_other", "edits")]
+    theirs = [number(*interval(greedy), digits=3), *near] if len(place) > 1 else [UNKNOWN] * 4
+    return [
+        *(name, str(len(found)), told(*place, "words", digits=1)),
+        *(told(*place, "distinct_2", digits=3), told(*place, "self_bleu")),
+        *(told(*place, "perplexity"), told(*reverse), *theirs),
+    ]
+
+
+def _at(found: Sequence[beside.Known], *path: str | int) -> list[float]:
+    """A number of each, at its place; NaN where there is none."""
+    return [words.number(reduce(_inside, path, each)) for each in found]
+
+
+def _inside(value: Any, place: str | int) -> Any:
+    try:
+        return value[place]
+    except (IndexError, KeyError, TypeError):
+        return None
+
+
+def _told(values: Sequence[float], found: Sequence[beside.Known], *path: str) -> str:
+    """A mean, and the words for it, with the seeds that have them where these are not all."""
+    words_ = Counter(word for each in found if isinstance(word := reduce(_inside, path, each), str))
+    most = [f"{word}{f' ({n})' if n < len(found) else ''}" for word, n in sorted(words_.items())]
+    return ", ".join([number(*interval(values)), *most])
 
 
 def across(together: Overall) -> View:

@@ -13,6 +13,7 @@ from leaderboard.__main__ import main
 from leaderboard.board import Board, _letter, boards, overall
 from leaderboard.load import load_cells
 from leaderboard.report import UNIQUE, markdown, measurements, tex
+from tests.records import MODEL, UNITS, WRITTEN, full, lay
 from tests.test_leaderboard import write
 
 N = 200  # sentences
@@ -417,6 +418,80 @@ def test_the_further_tables_are_where_there_is_something_to_say(tmp_path: Path):
     assert "| -3.00 ± 0.00 | (<0.001) |" in text and "| -1.00 ± 0.00 | **<0.001** |" in text
     assert table.count(r"\begin{tabular}") == table.count(r"\bottomrule") == 2
     assert (text, table) == written(results)
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def table(text: str, title: str) -> dict[str, list[str]]:
+    """Below a title of RESULTS.md: the rows by their first cell."""
+    below = text.partition(f"### {title}\n")[2].partition("\n#")[0]
+    lines = [cells_of(line) for line in below.splitlines() if line.startswith("|")]
+    return {line[0].replace("\\_", "_"): line[1:] for line in (lines[0], *lines[2:])}
+
+
+def test_diagnosed_seeds_have_a_table(tmp_path: Path):
+    """Of means over those that were diagnosed; other variants have no row."""
+    grid(tmp_path, vae=34.0, lm=33.0, free=32.0)
+    for seed, factor in enumerate([1.0, 2.0, 3.0]):
+        (path,) = tmp_path.glob(f"toy/vae/*/s{seed}")
+        units = {k: [factor * x for x in v] for k, v in UNITS.items() if k != "reliability"}
+        lay(path, "diagnosis", full(units=units))
+    (path,) = tmp_path.glob("toy/lm/*/s1")
+    lay(path, "diagnosis", MODEL)
+    found = table(written(tmp_path)[0], "Why units live or die")
+    assert [*found] == ["variant", "lm", "vae"]
+    vae = dict(zip(found["variant"], found["vae"], strict=True))
+    assert vae["n"] == "3" and vae["units"] == (
+        "3 active, 3 undecided, 3 unread, 3 outliers, 3 noisy, 3 weak"
+    )
+    half = 4.302653 / 3**0.5  # of the factors' mean, 2
+    for name, column in (("rate", "rate"), ("C + H", "bound"), ("G", "mismatch")):
+        total = sum(UNITS[column])
+        assert vae[name] == f"{2 * total:.2f} ± {half * total:.2f}"
+    assert vae["code"] == "14.40 ± 0.00" and vae["in the code"] == "1.64 ± 0.00"
+    assert vae["read"] == "1.43 ± 0.00" and vae["lag"] == "2.10 ± 0.00, encoder lags"
+    lm = dict(zip(found["variant"], found["lm"], strict=True))
+    assert lm["errors in common"] == "2.31, could pay" and lm["rate"] == lm["lag"] == "-"
+
+
+def test_what_is_written_is_compared_where_as_much_was_asked_for(tmp_path: Path):
+    grid(tmp_path, vae=34.0, free=32.0)
+    for method, change in (("vae", 0.0), ("free", 6.0)):
+        for seed in range(3):
+            (path,) = tmp_path.glob(f"toy/{method}/*/s{seed}")
+            sampling = WRITTEN["prior"]["sampling"] | {"self_bleu": 60.0 + change + seed - 1}
+            lay(path, "generation", WRITTEN | {"prior": WRITTEN["prior"] | {"sampling": sampling}})
+    found = table(written(tmp_path)[0], "What is written")
+    assert [*found] == ["text", "real text", "free", "vae"]  # the rows by NLL
+    heads = found["text"]
+    assert found["real text"][heads.index("n")] == "6"
+    assert found["real text"][heads.index("reverse PPL")] == "17.50 ± 0.00"
+    free = dict(zip(heads, found["free"], strict=True))
+    assert free["self-BLEU"] == f"66.00 ± {4.302653 / 3**0.5:.2f}"
+    assert free["dist-2"] == "0.200 ± 0.000" and free["PPL"] == "18.00 ± 0.00"
+    assert free["greedily"] == "0.300 ± 0.000" and free["BLEU"] == "13.00 ± 0.00"
+    assert "1,000 sentences from the prior at temperature 1." in written(tmp_path)[0]
+    assert "that read 10,000 real" in written(tmp_path)[0]
+    (path,) = tmp_path.glob("toy/vae/*/s0")
+    lay(path, "generation", WRITTEN | {"settings": WRITTEN["settings"] | {"samples": 100}})
+    text = written(tmp_path)[0]
+    assert [*table(text, "What is written, of 100")] == ["text", "real text", "vae"]
+    assert table(text, "What is written, of 1,000")["vae"][0] == "2"
+
+
+@pytest.mark.parametrize("name", ["diagnosis", "generation"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 2}', '{"schema": 1}', "\xff"])
+def test_a_damaged_file_beside_a_run_is_nothing(tmp_path: Path, name, content):
+    grid(tmp_path, vae=34.0)
+    before = written(tmp_path)
+    (path,) = tmp_path.glob("toy/vae/*/s0")
+    (path / f"{name}.json").write_text(content, encoding="latin-1")
+    if content == '{"schema": 1}':
+        assert "vae" in written(tmp_path)[0]
+    else:
+        assert written(tmp_path) == before
 
 
 def test_only_runs_that_count_are_measured(tmp_path: Path):

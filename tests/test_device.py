@@ -50,8 +50,8 @@ ELSEWHERE = {  # functions that read values which are never on the device, or ru
     "benchmark/train.py:Trainer._fetch": "lengths that the split holds as numpy's",
     "benchmark/train.py:Trainer._judge": "a report, whose values evaluation has fetched",
     "benchmark/models/temporal.py:TemporalVAE.__init__": "a constant, made once",
-    "benchmark/models/lstm.py:LSTMDecoder.generate": "writes sentences, until all have ended",
-    "benchmark/models/stochastic.py:StochasticLSTM.write": "writes sentences",
+    "benchmark/models/writing.py:Writing.draw": "writes sentences, until all have ended",
+    "benchmark/models/writing.py:Writing.search": "writes sentences, until all have ended",
 }
 QUICKER = {  # stopping rules that look sooner
     "aggressive": ["method.window=2"],

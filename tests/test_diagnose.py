@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmark import diagnose, record
+from benchmark.diagnosis import together
 from tests.cells import found as found_run
 from tests.cells import run
 
@@ -134,3 +136,17 @@ def test_help_needs_no_torch():
     asked = "import sys; from benchmark import diagnose; diagnose.main(['--help'])"
     code = f"{asked}; assert not {{'torch', 'matplotlib'}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_units_of_several_runs_in_one_picture(trained, tmp_path, capsys):
+    runs = [trained()[0], trained("placebo=true")[0]]
+    for path in runs:
+        if not (path / "diagnosis.json").exists():
+            assert diagnose.main([str(path), *FAST]) == 0
+    out = tmp_path / "units.svg"
+    assert together.main([str(out), *map(str, runs)]) == 0
+    drawn = out.read_text()
+    ElementTree.fromstring(drawn)
+    assert "of 16 units" in drawn
+    assert together.main([str(out), str(tmp_path)]) == 1
+    assert "python -m benchmark.diagnose RUN_DIR makes it" in capsys.readouterr().err

@@ -304,7 +304,9 @@ def test_what_is_read_by_position_is_what_is_read(method):
     assert notes == {} and places["position"] == [*range(1, 8)]
     total = np.dot(places["gain"], places["sentences"]) / found["sentences"]
     assert total == pytest.approx(found["shuffled"][0], abs=1e-5)
-    assert min(places["error"]) > 0 and found["sensitivity"][0] > 0.01 and found["prefix"][0] > 0.001
+    assert (
+        min(places["error"]) > 0 and found["sensitivity"][0] > 0.01 and found["prefix"][0] > 0.001
+    )
     again, _ = reading(model, split, np.arange(60), CPU)
     assert again == found
 

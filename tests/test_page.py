@@ -1,5 +1,6 @@
 """The page of a leaderboard, as text."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -8,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmark.diagnosis.words import told
 from leaderboard import page
 from leaderboard.__main__ import main
 from leaderboard.board import boards
 from leaderboard.load import load_cells
+from tests.records import MODEL, WRITTEN, full, lay
 from tests.test_board import grid, run
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'and' `ticks` {{ 7*7 }} </style>"
@@ -136,6 +139,49 @@ def test_no_run_stops_the_page(tmp_path: Path):
     text = built(results)
     assert len(text) < 1_000_000
     Reader(text)
+
+
+def test_the_first_diagnosed_seed_of_a_variant_is_told(tmp_path: Path):
+    results = tmp_path / "results"
+    grid(results, vae=34.0, lm=33.0, free=32.0)
+    attack = full(cell={"variant": HOSTILE}, notes={"lag": HOSTILE, HOSTILE: HOSTILE})
+    for name, record in (("vae/*/s1", attack), ("vae/*/s2", full()), ("free/*/s0", full())):
+        lay(next(results.glob(f"*/{name}")), "diagnosis", record)
+    lay(next(results.glob("*/lm/*/s0")), "diagnosis", MODEL)
+    lay(next(results.glob("*/lm/*/s1")), "generation", WRITTEN)
+    text = built(results)
+    found = Reader(text)
+    assert [tag for tag, _ in found.elements].count("script") == 1
+    ids = found.attributes("id")
+    assert len(ids) == len({*ids}) and text.count('<table class="units">') == 2
+    assert "seed 1</span>" in text and "<script>alert" not in text
+    for said in told(MODEL).values():
+        assert said in html.unescape(text)
+    assert told(full())["Units"] in html.unescape(text)
+    assert text.count("inform of the sentence</strong>") == 2  # a figure of each
+    assert "Why units live or die" in text and "What is written" in text
+    assert 'class="parts"' in text and "at most 2.11 nats" in text
+    assert text == built(results)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"verdicts": ["active"] * 7},
+        {"verdicts": ["what?"] * 6},
+        {"units": [1.0]},
+        {"units": {"rate": [1e300] * 6, "bound": [-1e300] * 6, "noise": [1e-300] * 6}},
+        {"flags": 3, "reading": {"by_position": {"position": [1], "gain": [1.0, 2.0]}}},
+        {"trajectory": {"steps": [1, 2], "signal": [[1.0], [1.0, 2.0]], "noise": [[1.0]]}},
+        {"interventions": {"at": "x", "steps": [], "branches": {"warm": 3}}},
+    ],
+)
+def test_no_diagnosis_stops_the_page(tmp_path: Path, damage):
+    results = tmp_path / "results"
+    run(results, "vae", 0, 34.0)
+    lay(next(results.glob("*/vae/*/s0")), "diagnosis", full() | damage)
+    lay(next(results.glob("*/vae/*/s0")), "generation", WRITTEN | {"prior": 3, "settings": []})
+    Reader(built(results))
 
 
 def test_each_column_has_its_entry_in_the_glossary():

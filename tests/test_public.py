@@ -17,6 +17,7 @@ from benchmark.grid import Cell
 from benchmark.record import SUMMARY, TRUTH, RunDirectory
 from leaderboard.load import load_cells
 from leaderboard.public import config, may_show_samples, publish, restore, strip
+from tests.records import FULL, WRITTEN, lay
 
 HOST, USER = "quasar17.cluster.example", "wittgenstein"
 PLACES = [
@@ -165,6 +166,51 @@ def test_a_published_folder_loads_as_done_and_stays_as_it_is(tmp_path):
     assert {name for name, content in contents(out).items() if content != before[name]} == {
         "toy/plain/0123456789ab/s2/run.json"
     }
+
+
+def poisoned(value: Any) -> Any:
+    """The same with a sentence wherever one fits."""
+    if isinstance(value, dict):
+        more = {SENTENCE: 1.0, "text": SENTENCE, "lines": [SENTENCE], "0": {"x": SENTENCE}}
+        return more | {key: poisoned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [*map(poisoned, value)]
+    return SENTENCE if isinstance(value, str | None) else value
+
+
+@pytest.mark.parametrize("dataset", [FREE, RESTRICTED])
+@pytest.mark.parametrize(("name", "known"), [("diagnosis", FULL), ("generation", WRITTEN)])
+def test_beside_a_run_no_text_is_published(tmp_path, dataset, name, known):
+    """Not even of data that are free: what is not known to be a number or a fixed word stays."""
+    run = write(tmp_path / "r", dataset=dataset)
+    lay(run, name, poisoned(known) | {key: known[key] for key in ("cell", "notes")})
+    (run / f"{name}.jsonl").write_text(SENTENCE)
+    (path,) = publish(load_cells([tmp_path / "r"]), tmp_path / "out")
+    assert not (path / f"{name}.jsonl").exists()
+    content = (path / f"{name}.json").read_bytes()
+    assert SENTENCE.encode() not in content and json.loads(content)["notes"] == known["notes"]
+
+
+def test_what_lies_beside_a_run_is_published_in_numbers(tmp_path):
+    """And once more when it is new."""
+    run, out = write(tmp_path / "r"), tmp_path / "out"
+    cells = load_cells([tmp_path / "r"])
+    assert len(publish(cells, out)) == 1 and publish(cells, out) == []
+    here = f"/home/{USER}/words.txt"
+    lay(run, "diagnosis", FULL | {"notes": {"lag": f"{here} on {HOST}"}})
+    lay(run, "generation", WRITTEN)
+    (path,) = publish(cells, out)
+    assert publish(cells, out) == publish(load_cells([out]), out) == []
+    found = json.loads((path / "diagnosis.json").read_bytes())
+    assert found.pop("notes") == {"lag": "words.txt on HOST"}
+    assert found == {k: v for k, v in FULL.items() if k != "notes"}
+    found = json.loads((path / "generation.json").read_bytes())
+    assert found["settings"] | {"device": None} == WRITTEN["settings"]
+    assert found["interpolation"] | {"line": "straight"} == WRITTEN["interpolation"]
+    same = {*WRITTEN} - {"settings", "interpolation"}
+    assert {k: found[k] for k in same} == {k: WRITTEN[k] for k in same}
+    assert record.validate(path) == []
+    assert restore(out, tmp_path / "new") and (tmp_path / "new").rglob("diagnosis.json")
 
 
 def test_of_a_record_remains_what_says_what_was_run(tmp_path):

@@ -241,6 +241,7 @@ def test_a_model_without_a_code_is_refused(tmp_path, folder):
 
 
 def test_shares_are_shares(small):
-    for wrong in ({"at": 1.0}, {"share": 0.0}, {"updates": 0}):
+    wrongs: list[dict] = [{"at": 1.0}, {"share": 0.0}, {"updates": 0}]
+    for wrong in wrongs:
         with pytest.raises(UserError, match="shares of the run's steps"):
             interventions.interventions(small, **wrong)

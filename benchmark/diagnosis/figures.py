@@ -291,6 +291,47 @@ def _trajectory(record: Record) -> Sheet | None:
     )
 
 
+def _drift(record: Record) -> Sheet | None:
+    found = section(record, "drift")
+    steps, lines = numbers(found.get("steps")), found.get("drift") or []
+    order = {u.number: u.verdict for u in words.units(record)}
+    if len(steps) < 3 or len(lines) != len(steps) or not order:
+        return None
+    moved = np.array([numbers(line, len(order)) for line in lines[1:]])
+    living = [d for d, verdict in order.items() if verdict not in ("weak", "noisy")]
+    known = moved[np.nan_to_num(moved) > 0]
+    if not len(known):
+        return None
+    title = "No unit is written whose means could be steady"
+    if living and np.isfinite(moved[-1, living]).any():
+        most = nats(float(np.nanmax(moved[-1, living])))
+        title = f"At the end the means of what is written move by {most} of their variance"
+    figure = canvas(338, title)
+    panel = axes(figure, 52, 44, 500, 240)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlim(steps[1] / 1.15, steps[-1] * 1.15)
+    panel.set_ylim(max(LEAST, known.min()) / 1.5, 1.5 * max(1.0, known.max()))
+    dress(panel, "training steps", "means moved since the look before, of their variance", "xy")
+    panel.axhline(1, color=INK, linewidth=1, dashes=(4, 2), zorder=1)
+    shown = sorted(order, key=lambda d: d not in living)[:LINES]
+    for d in reversed(shown):
+        look: Look = {"linewidth": 1.6} if d in living else {"linewidth": 1, "alpha": 0.6}
+        look |= {"color": LIGHT[VERDICTS[order[d]][0]], "gid": f"unit{d}"}
+        panel.plot(steps[1:], np.maximum(moved[:, d], LEAST), **look)
+    _ends(panel, {str(d): float(moved[-1, d]) for d in living if moved[-1, d] > 0}, 12)
+    _legend(figure, [v for v in VERDICTS if v in {order[d] for d in shown}], 320)
+    return Sheet(
+        figure,
+        title,
+        "E (mean now - mean before)² / 2S of each unit between two looks at a replay of the "
+        "training: 0 where a sentence keeps its mean, 1 (dashed) where it might have any "
+        "other's. What moves as fast as the decoder learns cannot be read."
+        + _rest(len(order) - len(shown)),
+        f"{title}, from step {steps[0]:,.0f} to {steps[-1]:,.0f}.",
+    )
+
+
 # -- decoder and encoder --------------------------------------------------------------------------
 
 
@@ -365,11 +406,9 @@ def _lag(record: Record) -> Sheet | None:
 
 
 def _plane(record: Record) -> Sheet | None:
-    found = section(record, "plane")
-    means = [np.array(found.get(name) or [], dtype=float) for name in ("truth", "encoder")]
-    if means[0].ndim != 2 or means[0].shape != means[1].shape or not len(means[0]):
+    points = _means(section(record, "plane"), 2)
+    if points is None:
         return None
-    points = np.stack(means)
     told = [", ".join(nats(deviation) for deviation in each.std(0)) for each in points]
     title = f"The true means deviate by {told[0]} over sentences, the encoder's by {told[1]}"
     figure = canvas(344, title)
@@ -382,6 +421,21 @@ def _plane(record: Record) -> Sheet | None:
     entries = [Entry(f"unit {d}", colour, "o") for d, colour in enumerate(plane_figures.UNITS)]
     legend(figure, entries[: points.shape[-1]], 370, 306, 200, 1)
     return Sheet(figure, title, plane_figures.READ, f"{title}.")
+
+
+def _planes(record: Record) -> Sheet | None:
+    trail = section(record, "planes")
+    known = _means(section(trail, "plane"), 3) is not None and trail.get("steps")
+    return plane_figures.sheet({"": trail}) if known else None
+
+
+def _means(plane: Record, dimensions: int) -> Array | None:
+    """Of the true posteriors and of the encoder's, [2, ...]; None where one is not known."""
+    means = [np.array(plane.get(name) or [], dtype=float) for name in ("truth", "encoder")]
+    shapes = {each.shape for each in means}
+    if len(shapes) > 1 or means[0].ndim != dimensions or not np.isfinite(means).all():
+        return None
+    return np.stack(means)
 
 
 def _path(values: Any, n: int) -> Array:
@@ -397,7 +451,7 @@ def _path(values: Any, n: int) -> Array:
 
 
 def _gradients(record: Record) -> Sheet | None:
-    found = words.gradients(record)
+    found = section(record, "gradients")
     steps = np.array(numbers(found.get("steps")))
     costs = {"rec": ("reconstruction", "c0"), "kl": ("KL", "c1")}
     lines: dict[str, tuple[Array, Array]] = {}
@@ -535,9 +589,11 @@ FIGURES: dict[str, Callable[[Record], Sheet | None]] = {
     "units": _units,
     "signal": _signal,
     "trajectory": _trajectory,
+    "drift": _drift,
     "positions": _positions,
     "lag": _lag,
     "plane": _plane,
+    "planes": _planes,
     "gradients": _gradients,
     "interventions": _interventions,
     "residuals": _residuals,

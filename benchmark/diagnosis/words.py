@@ -104,7 +104,7 @@ def told(record: Record) -> dict[str, str]:
         "Units": _units(record),
         "Decoder": [*_noise(record), *_reading(record)],
         "Encoder": _lag(record),
-        "Training": _trajectory(record),
+        "Training": [*_trajectory(record), *_drift(record)],
         "Gradients": _gradients(record),
         "Interventions": _interventions(record),
         "Language model": _residuals(record),
@@ -321,15 +321,22 @@ def _trajectory(record: Record) -> list[str]:
     return [f"{who} once had a signal: {where}{nats(most)} at step {when:,.0f}."]
 
 
-def gradients(record: Record) -> Record:
-    """The section in which both costs are."""
-    found = section(record, "gradients")
-    inner = [found, *(part for part in found.values() if isinstance(part, Mapping))]
-    return next((part | {"steps": found.get("steps")} for part in inner if "rec" in part), {})
+def _drift(record: Record) -> list[str]:
+    """How steady the means are of what is written."""
+    found = section(record, "drift")
+    steps, moved = found.get("steps") or [], numbers(_last(found.get("drift")))
+    written = [u for u in units(record) if u.verdict not in ("weak", "noisy")]
+    shares = {u.number: moved[u.number] for u in written if u.number < len(moved)}
+    shares = {d: share for d, share in shares.items() if not math.isnan(share)}
+    if len(steps) < 2 or not shares:
+        return []
+    most = max(shares, key=lambda d: shares[d])
+    least = f"unit {most}'s means moved the most, by {shares[most]:.1%} of their variance"
+    return [f"From step {steps[-2]:,} to {steps[-1]:,} {least}."]
 
 
 def _gradients(record: Record) -> list[str]:
-    found = gradients(record)
+    found = section(record, "gradients")
     steps = found.get("steps") or []
     told = []
     for name, what in (("rec", "reconstruction"), ("kl", "KL")):
@@ -344,7 +351,7 @@ def _gradients(record: Record) -> list[str]:
         at = f"{snr[0]:.2g} at step {steps[0]:,} and {snr[-1]:.2g} at step {steps[-1]:,}"
         told.append(f"of the {what} {at}{share}")
     said = [f"Signal over noise of a batch's gradient: {'; '.join(told)}."] if told else []
-    if told and section(record, "gradients").get("exact") is False:
+    if told and found.get("exact") is False:
         other = "the replay did not meet the run's own weights"
         said.append(f"That is of another run of its kind: {other}.")
     return said

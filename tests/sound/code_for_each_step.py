@@ -84,7 +84,8 @@ class Steps(LatentModel):
             logits = d.output(torch.cat([state[0], z], -1)).index_fill(
                 1, torch.tensor([PAD, BOS]), -torch.inf
             )
-            fed, token = token, torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
+            odds = (logits / max(temperature, 1e-6)).softmax(-1)
+            fed, token = token, torch.multinomial(odds, 1)[:, 0]
             state = d.cell(torch.cat([d.embed(fed), z], -1), state)
             written.append(token.masked_fill(done, PAD))
             done |= token == EOS
