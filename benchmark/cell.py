@@ -285,7 +285,7 @@ def run_cell(
                 log.warning("the code has changed since this cell was submitted")
         directory.write(status="running", reason=None, provenance=about)
         try:
-            cell = _Cell(directory, config, corpus, device, stop_requested, progress)
+            cell = LiveCell(directory, config, corpus, device, stop_requested, progress)
             about |= {"steps": cell.task.steps, "slots": cell.slots}
             directory.write(provenance=about)
             outcome = cell.run(before, about)
@@ -377,7 +377,7 @@ class _Finished(dict[str, dict[str, np.ndarray]]):
             self.save()
 
 
-class _Cell:
+class LiveCell:
     """The parts of one running cell."""
 
     def __init__(
@@ -549,7 +549,10 @@ class _Cell:
         model, test = self.model, self.test
         longest = 2 * int(test.lengths.max())
         lines: list[dict[str, Any]] = []
-        with torch.random.fork_rng(range(torch.cuda.device_count())), self.autocast():
+        with (
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            self.autocast(),
+        ):
             torch.manual_seed(0)
             model.eval()
             for ids in model.sample(SAMPLES, max_length=longest):

@@ -41,7 +41,7 @@ def order(arguments: Sequence[str]) -> Order:
     flags = frozenset(word for word in arguments if word.startswith("-"))
     if unknown := flags - {*FLAGS}:
         raise UserError(f"there is no flag {min(unknown)}; Choices: {', '.join(FLAGS)}, --help.")
-    words = [word for word in arguments if "=" in word]
+    words = [word for word in arguments if word.partition("=")[0].isidentifier() and "=" in word]
     folders = [word for word in arguments if word not in {*words, *flags}]
     if len(folders) != 1:
         raise UserError("name one run directory: python -m benchmark.diagnose RUN_DIR")

@@ -182,7 +182,7 @@ def evaluate(
         raise ValueError(f"the {split.name} split has no sentence to evaluate on")
     report = Report()
     device = device or torch.device("cpu")
-    with _untouched(model, device), torch.no_grad(), autocast or nullcontext():
+    with untouched(model, device), torch.no_grad(), autocast or nullcontext():
         look = _Look(model, split, device, stop_requested, report)
         whole = _whole_split(look, effort)
         if model.latent == "none":
@@ -203,7 +203,7 @@ def evaluate(
 
 
 @contextmanager
-def _untouched(model: LatentModel, device: torch.device) -> Iterator[None]:
+def untouched(model: LatentModel, device: torch.device) -> Iterator[None]:
     """Evaluation mode inside; every module's mode and all random states as before, after."""
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()

@@ -100,6 +100,8 @@ def stop_when(monkeypatch, condition: Callable[[], bool]) -> None:
 
 def plain(value: Any) -> Any:
     """`value` as containers and tensors, from where two may be compared."""
+    if isinstance(value, Tensor | np.ndarray):  # which have a __dict__, an empty one
+        return value
     if isinstance(value, nn.Module | torch.optim.Optimizer):
         return plain(value.state_dict())
     if isinstance(value, torch.Generator):

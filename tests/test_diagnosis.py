@@ -16,6 +16,7 @@ from benchmark.diagnosis import parts as diagnosis
 from benchmark.diagnosis.measure import WHY_NO_INFORMATION, diagnosed
 from benchmark.diagnosis.parts import information, verdicts
 from benchmark.diagnosis.reading import reading, told_apart
+from benchmark.diagnosis.sentences import Mean
 from benchmark.diagnosis.units import rate, read_out, reliability
 from benchmark.evaluate import Moments, evaluate
 from benchmark.noise import Noise
@@ -176,8 +177,7 @@ def test_the_optimal_linear_vae():
     np.testing.assert_allclose(found.heterogeneity, 0, atol=1e-6)
     np.testing.assert_allclose(found.mismatch, 0, atol=0.01)
     np.testing.assert_allclose(told, optimal, atol=0.06)
-    drops, distortion = read_out(model, split, np.arange(2_000), CPU)
-    read, error = drops.mean(0), drops.std(0) / math.sqrt(2_000)
+    read, error, distortion = read_out(model, split, np.arange(2_000), CPU)
     assert verdicts(found, DEFAULT, told, read, error) == ["active"] * 3 + ["weak"]
     assert diagnosis.flags(found, DEFAULT, np.ones(4)) == [[]] * 4
     # -log p(x|z) is quadratic in z: the noise costs N w^2 / (2 s^2) a unit
@@ -200,7 +200,7 @@ def test_the_decoder_of_the_linear_vae_reads():
         mean, error = found[name]
         assert mean == pytest.approx((loading**2 / noise).sum(), abs=4 * error) and error < 0.3
     assert found["sentences"] == 1_000 and found["by_position"] is None
-    assert "by_position" in notes and "sensitivity" in notes
+    assert notes.keys() == {"by_position", "sensitivity", "prefix"}
     apart = told_apart(model, numbered(1_000, (3, 5), "valid"), split, 1_000, 50, CPU)
     exact = 0.5 * np.log((loading**2 + noise) / noise).sum()
     for name in ("information", "i_read"):
@@ -212,8 +212,8 @@ def test_the_decoder_of_the_linear_vae_reads():
 def test_a_decoder_that_ignores_the_code_reads_nothing():
     mean, variance = gaussians(300, 3)
     model = Known(mean, variance, reads_nothing)
-    drops, distortion = read_out(model, numbered(300), np.arange(300), CPU)
-    assert (drops == 0).all() and len({*distortion.values()}) == 1
+    read, error, distortion = read_out(model, numbered(300), np.arange(300), CPU)
+    assert (read == 0).all() and (error == 0).all() and len({*distortion.values()}) == 1
     found, _ = reading(model, numbered(300), np.arange(300), CPU)
     assert found["shuffled"] == [0, 0] and found["prior"] == [0, 0]
     apart = told_apart(model, numbered(300, name="valid"), numbered(300), 300, 30, CPU)
@@ -339,8 +339,8 @@ def test_a_decoder_whose_weights_for_the_code_are_zero_is_insensitive():
     found, _ = reading(model, split, np.arange(60), CPU)
     assert found["shuffled"] == found["prior"] == found["sensitivity"] == [0, 0]
     assert found["prefix"][0] > 0.001  # it reads the words
-    drops, _ = read_out(model, split, np.arange(60), CPU)
-    assert (drops == 0).all()
+    read, error, _ = read_out(model, split, np.arange(60), CPU)
+    assert (read == 0).all() and (error == 0).all()
 
 
 @torch.no_grad()
@@ -352,10 +352,56 @@ def test_codes_with_a_step_for_each_word():
         assert told is None
         kl = evaluate(model, split, CHEAP).units["kl"]
         np.testing.assert_allclose(found.rate, kl, rtol=1e-5)
-        drops, distortion = read_out(model, split, np.arange(80), CPU)
-        assert drops.shape == (80, model.units) and (distortion is not None) == own_means
+        read, _, distortion = read_out(model, split, np.arange(80), CPU)
+        assert read.shape == (model.units,) and (distortion is not None) == own_means
         if not own_means:  # relative to a prior that follows the history every part is above 0
             assert (found.mismatch > -1e-6).all()
         units = diagnosed(model, words(80, (3, 6), name="valid"), split, CPU, DEFAULT)
         assert units["units"]["information"] is None
-        assert units["notes"]["units/information"] == WHY_NO_INFORMATION
+        assert units["notes"]["units/information"] == WHY_NO_INFORMATION["sequence"]
+
+
+def test_errors_know_that_every_code_is_used_twice():
+    """The spread of the mean over repetitions, against what is told; independent rows would tell
+    1 / 1.25 of it."""
+    found = []
+    for seed in range(150):
+        model, _ = linear_gaussian(120, [1.0], 0.5, seed=seed)
+        found.append(read_out(model, numbered(120, (3, 5), f"test{seed}"), np.arange(120), CPU)[:2])
+    mean, error = np.array(found)[..., 0].T
+    assert error.mean() == pytest.approx(mean.std(), rel=0.15)
+
+
+def test_two_partners_are_one_pair():
+    streamed = Mean()
+    streamed.add(torch.tensor([[1.0], [3.0]]))
+    streamed.add(torch.tensor([[2.0], [5.0], [4.0]]))
+    mean, error, n = streamed.fetch()
+    values = np.array([1, 3, 2, 5, 4.0]) - 3
+    pairs = [(0, 1), (2, 3), (3, 4), (4, 2)]  # that share codes
+    shared = 2 * sum(values[i] * values[j] for i, j in pairs)
+    assert mean == [3] and n == [5]
+    assert error[0] ** 2 == pytest.approx((values @ values + max(shared, 0)) / (5 * 4))
+
+
+def test_means_relative_to_a_prior_tell_no_information():
+    class Relative(Known):
+        def posterior(self, batch):
+            mean, variance = self.moments(batch)
+            return mean - 5, variance
+
+    model = Relative(
+        np.random.default_rng(0).normal(size=(200, 1)) + 5, np.full((200, 1), 0.2), reads_nothing
+    )
+    assert rate(model, numbered(200), CPU)[1] is None
+    assert read_out(model, numbered(200), np.arange(200), CPU)[2] is None
+
+
+def test_without_partners_the_rest_is_told():
+    mean, variance = gaussians(5, 2)
+    split = numbered(5, (3, 4, 5, 6, 7))
+    found = diagnosed(
+        Told(mean, variance, reads_nothing), numbered(5, name="valid"), split, CPU, DEFAULT
+    )
+    assert "take more of them" in found["notes"]["units/read"] and found["units"]["rate"]
+    assert found["units"]["read"] == [None, None] and found["reading"]["apart"]["candidates"] == 5

@@ -144,6 +144,18 @@ def test_a_cause_has_its_remedy(cause):
     assert ("encoder update" in said) == ("lag" in cause)
 
 
+def test_a_rate_that_is_paid_for_nothing_needs_no_floor():
+    collapsed = alone("weak", 3)
+    assert "a floor under the rate" in told(collapsed)["Try"]
+    shifted = told(collapsed | {"flags": [["off prior"]] * 3})["Try"]
+    assert "a floor under the rate" not in shifted and "one that a shift can meet" in shifted
+
+
+def test_one_reason_is_told_once():
+    notes = {"lag": "it has steps.", "plane": "it has steps", "reading/apart": "no", "x": "y"}
+    assert told({"notes": notes})["Not measured"] == "lag and plane, as it has steps. x, as y."
+
+
 def test_dead_units_without_a_signal():
     flat = FULL["trajectory"] | {"signal": [[0.001] * 6] * 3}
     said = told(full(trajectory=flat, drift=None))["Training"]

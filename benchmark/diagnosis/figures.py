@@ -414,8 +414,8 @@ def _plane(record: Record) -> Sheet | None:
     figure = canvas(344, title)
     panel = axes(figure, 64, 46, 270, 270)
     half = max(plane_figures.ROOMY, 1.05 * float(np.abs(points).max()))
-    plane_figures._dress(panel, half, left=True, bottom=True)
-    plane_figures._scatter(panel, points)
+    plane_figures.dress(panel, half, left=True, bottom=True)
+    plane_figures.scatter(panel, points)
     say(panel, "mean of p(z|x)", (0, 0), (0, -34), AXES, color=FAINT)
     say(panel, "mean of q(z|x)", (0, 1), (0, 10), AXES, color=FAINT)
     entries = [Entry(f"unit {d}", colour, "o") for d, colour in enumerate(plane_figures.UNITS)]
@@ -465,7 +465,8 @@ def _gradients(record: Record) -> Sheet | None:
                 lines[name] = batch, np.nan_to_num(error * np.abs(batch / one))
     if not lines:
         return None
-    told = [f"{batch[-1]:.2g} for the {costs[name][0]}" for name, (batch, _) in lines.items()]
+    last = {costs[name][0]: float(batch[-1]) for name, (batch, _) in lines.items()}
+    told = [f"{words.ratio(value)} for the {name}" for name, value in last.items()]
     title = f"Signal over noise of a batch's gradient ends at {words.listed(told)}"
     figure = canvas(348, title)
     panel = axes(figure, 52, 44, 420, 274)
@@ -487,8 +488,7 @@ def _gradients(record: Record) -> Sheet | None:
         below = batch <= floor
         look = {"color": PAPER, "markeredgecolor": colour, "markersize": 7, "gid": f"{name}-below"}
         panel.plot(steps[below], np.full(below.sum(), floor), "v", **look)
-    ends = {costs[name][0]: max(float(line[0][-1]), floor) for name, line in lines.items()}
-    _ends(panel, ends, 16, apart=True)
+    _ends(panel, {name: max(value, floor) for name, value in last.items()}, 16, apart=True)
     return Sheet(
         figure,
         title,

@@ -27,7 +27,10 @@ from benchmark.record import read_metrics
 
 SCHEMA = 1
 TRAIL = {"step": "steps", "variance_of_mean": "signal", "mean_of_variance": "noise", "kl": "kl"}
-WHY_NO_INFORMATION = "codes with a step for each word have no one mixture over sentences"
+WHY_NO_INFORMATION = {
+    "sequence": "codes with a step for each word have no one mixture over sentences",
+    "implicit": "codes without densities have no mixture",
+}
 REPLAY, INTERVENE = EXTRAS = ("replay", "intervene")
 Record = dict[str, Any]
 Section = Callable[[], Any]
@@ -45,21 +48,22 @@ def measure(run: Restored, folder: Path, at: Diagnosis, extra: Set[str] = frozen
     record |= diagnosed(run.model, valid, test, run.device, at)
     record["trajectory"] = trajectory(folder)
     if REPLAY in extra:
-        record |= replayed(run, at)
+        record |= replayed(run, at, record)
     if INTERVENE in extra:
         record["interventions"] = interventions(run, read=at.read)
     return record
 
 
-def replayed(run: Restored, at: Diagnosis) -> Record:
-    """What is seen on the way of the run's training: the noise of its gradients, how much its means
-    move between two looks and, of a code in the plane, those means beside the true ones."""
+def replayed(run: Restored, at: Diagnosis, known: Record) -> Record:
+    """What is seen on the way of the run's training: the noise of its gradients and, where it is
+    known at its end, how much its means move between two looks and, of a code in the plane, those
+    means beside the true ones."""
     valid, device = run.split("valid"), run.device
     probes: dict[str, Probe] = {"gradients": gradients.probe(run)}
-    if run.model.latent == "global":
+    if run.model.latent == "global" and known.get("units"):
         probes["drift"] = drift(valid, device, at.sentences)
-        if run.model.units <= plane.MOST_UNITS:
-            probes["plane"] = lambda model, step: plane.points(model, valid, device, at.refined)
+    if known.get("plane"):
+        probes["plane"] = lambda model, step: plane.points(model, valid, device, at.refined)
     found = replay(run, probes)
     about = {name: found.pop(name) for name in ("steps", "exact")}
     record = {name: about | found[name] for name in ("gradients", "drift") if name in found}
@@ -85,13 +89,12 @@ def diagnosed(
     found = {"latent": model.latent, "sentences": len(rows), "thresholds": thresholds(at)}
     found |= attempt("units", lambda: units(model, test, rows, device, at, notes)) or {}
     read = attempt("reading", lambda: reading(model, test, rows, device))
-    if read is not None:
-        found["reading"], why = read
-        notes |= {f"reading/{name}": reason for name, reason in why.items()}
-        found["reading"]["apart"] = attempt(
-            "reading/apart",
-            lambda: told_apart(model, valid, test, at.sentences, at.candidates, device),
-        )
+    found["reading"], why = read or ({}, {})
+    notes |= {f"reading/{name}": reason for name, reason in why.items()}
+    found["reading"]["apart"] = attempt(
+        "reading/apart",
+        lambda: told_apart(model, valid, test, at.sentences, at.candidates, device),
+    )
     found["lag"] = attempt("lag", lambda: lag(model, test, device, at.refined))
     if model.units <= plane.MOST_UNITS:
         found["plane"] = attempt("plane", lambda: plane.points(model, test, device, at.refined))
@@ -113,16 +116,18 @@ def units(
 ) -> Record:
     """Each unit's measures, verdict and flags, and the noise counterfactual."""
     found, told = rate(model, split, device)
-    drops, distortion = read_out(model, split, rows, device)
+    try:
+        read, error, distortion = read_out(model, split, rows, device)
+        relative = "the posterior's means are relative to the prior"
+    except UserError as problem:  # the rest needs no partner
+        read = error = np.full(model.units, np.nan)
+        distortion, relative = None, str(problem)
+        notes["units/read"] = relative
     stable = reliability(model, split, rows, device, at)
-    read = drops.mean(0)
-    error = (
-        drops.std(0, ddof=1) / np.sqrt(len(drops)) if len(drops) > 1 else np.full_like(read, np.nan)
-    )
     if told is None:
-        notes["units/information"] = WHY_NO_INFORMATION
+        notes["units/information"] = WHY_NO_INFORMATION.get(model.latent, relative)
     if distortion is None:
-        notes["distortion_by_noise"] = "the posterior's means are relative to the prior"
+        notes["distortion_by_noise"] = relative
     for name, values in stable.items():
         if values is None:
             notes[f"units/reliability/{name}"] = "nothing moves the posterior so"
@@ -151,6 +156,9 @@ def trajectory(folder: Path) -> Record | None:
 
 
 def validations(folder: Path) -> list[float]:
-    """The trail of the validation NLL."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [x["value"] for x in lines if (x["split"], x["metric"]) == ("valid", "nll")]
+    """The trail of the validation NLL; none where it cannot be read."""
+    try:
+        lines = read_metrics(folder / "metrics.jsonl")
+        return [x["value"] for x in lines if (x["split"], x["metric"]) == ("valid", "nll")]
+    except (OSError, ValueError, KeyError):
+        return []

@@ -59,8 +59,8 @@ def sheet(trails: Mapping[str, Trail]) -> Sheet:
         bottom = BELOW + (len(planes) - 1 - row) * (SIDE + ABOVE)
         for column, i in enumerate(thinned(len(points), PANELS)):
             panel = axes(figure, LEFT + column * (SIDE + 16), bottom, SIDE, SIDE)
-            _dress(panel, half, left=column == 0, bottom=row == len(planes) - 1)
-            _scatter(panel, points[i])
+            dress(panel, half, left=column == 0, bottom=row == len(planes) - 1)
+            scatter(panel, points[i])
             say(panel, f"step {trails[name]['steps'][i]:,}", (0, 1), (0, 5), AXES, color=FAINT)
             if column == 0:
                 look: Look = {"rotation": 90, "va": "center", "ha": "center"}
@@ -97,7 +97,7 @@ def animate(trails: Mapping[str, Trail], path: Path, fps: int = 2) -> None:
         figure = canvas(LARGE + ABOVE + BELOW, "", LEFT + len(planes) * (LARGE + 24))
         for i, name in enumerate(planes):
             panel = axes(figure, LEFT + i * (LARGE + 24), BELOW, LARGE, LARGE)
-            _dress(panel, half, left=i == 0, bottom=True)
+            dress(panel, half, left=i == 0, bottom=True)
             say(panel, printable(name), (0, 1), (0, 8), AXES, color=INK)
             say(panel, "mean of p(z|x)", (1, 0), (0, -34), AXES, color=FAINT, ha="right")
             if i == 0:
@@ -109,7 +109,7 @@ def animate(trails: Mapping[str, Trail], path: Path, fps: int = 2) -> None:
                 drawn = [
                     line
                     for panel, points in zip(figure.axes, planes.values(), strict=True)
-                    for line in _scatter(panel, points[i])
+                    for line in scatter(panel, points[i])
                 ]
                 writer.grab_frame()
                 for line in drawn:
@@ -136,7 +136,7 @@ def _spread(means: Array) -> str:
     return ", ".join(f"{value:.2f}" for value in means.std(0))
 
 
-def _dress(panel: Axes, half: float, *, left: bool, bottom: bool) -> None:
+def dress(panel: Axes, half: float, *, left: bool, bottom: bool) -> None:
     panel.set_facecolor("none")
     panel.set_xlim(-half, half)
     panel.set_ylim(-half, half)
@@ -151,7 +151,7 @@ def _dress(panel: Axes, half: float, *, left: bool, bottom: bool) -> None:
     panel.plot([-half, half], [-half, half], color=FAINT, linewidth=0.8, dashes=(3, 3), zorder=0)
 
 
-def _scatter(panel: Axes, points: Array) -> list[Any]:
+def scatter(panel: Axes, points: Array) -> list[Any]:
     """The lines of at most POINTS sentences, of each unit one."""
     some = thinned(points.shape[1], POINTS)
     look: Look = {"marker": "o", "linestyle": "none", "markersize": 2.6, "markeredgewidth": 0}

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from benchmark.api import LatentModel
-from benchmark.cell import Restored, _Cell
+from benchmark.cell import LiveCell, Restored
 from benchmark.compose import UserError
-from benchmark.evaluate import _untouched
+from benchmark.evaluate import untouched
 from benchmark.record import RunDirectory
 
 Probe = Callable[[LatentModel, int], dict[str, Any]]
@@ -28,13 +28,13 @@ nor their `grad`. Dicts may be nested, and have the same keys at every step."""
 
 
 @contextmanager
-def again(run: Restored, start: Path | None = None) -> Iterator[_Cell]:
+def again(run: Restored, start: Path | None = None) -> Iterator[LiveCell]:
     """The run's cell in a temporary folder: untrained, or as it was saved in the folder `start`."""
     with TemporaryDirectory() as place, (directory := RunDirectory(place)).lease():
         if start is not None:
             shutil.copytree(start / "checkpoints", directory.path / "checkpoints")
             shutil.copy(start / "metrics.jsonl", directory.path)
-        cell = _Cell(
+        cell = LiveCell(
             directory, run.config, run.corpus, run.device, lambda: False, lambda t, steps: None
         )
         if start is not None:
@@ -42,7 +42,7 @@ def again(run: Restored, start: Path | None = None) -> Iterator[_Cell]:
         yield cell
 
 
-def train(cell: _Cell, until: int) -> None:
+def train(cell: LiveCell, until: int) -> None:
     """Train the cell up to so many outer steps; on disk only at an epoch's end."""
     cell.trainer.train(until, lambda: False, math.inf)
 
@@ -70,7 +70,7 @@ def replay(
                 exact = same(cell.model, run.model)
             if step in chosen:
                 for name, probe in probes.items():
-                    with _untouched(cell.model, run.device):
+                    with untouched(cell.model, run.device):
                         found[name].append(probe(cell.model, step))
     return {"steps": chosen, "exact": exact} | {k: by_step(values) for k, values in found.items()}
 

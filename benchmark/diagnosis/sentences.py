@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmark.api import Batch, LatentModel
 from benchmark.compose import UserError
+from benchmark.estimators import Array
 from benchmark.evaluate import TOKENS, Rows, SplitLike, by_length, generator
 from benchmark.noise import Noise
 
@@ -55,3 +56,37 @@ def pairs(split: SplitLike, rows: Rows, purpose: str) -> Iterator[tuple[int, Row
     if not found:
         raise UserError(f"no two of {len(rows)} sentences have one length: take more of them.")
     yield from found
+
+
+class Mean:
+    """Streamed means over sentences of what each loses with its partner's code, by column, and
+    their standard errors. Every code is used twice, as a sentence's own and as its follower's, so
+    that neighbours in a cycle of `pairs` lose together."""
+
+    def __init__(self) -> None:
+        self.cycles: list[tuple[int, Tensor]] = []  # its sentences; [3, W]
+
+    def add(self, values: Tensor) -> None:
+        """[n, W] of a whole cycle, in its order; narrower ones lack the last columns."""
+        values = values.double()
+        near = (values * values.roll(1, 0)).sum(0) / (2 if len(values) == 2 else 1)
+        sums = torch.stack([values.sum(0), values.square().sum(0), near])
+        self.cycles.append((len(values), sums))
+
+    def fetch(self) -> tuple[Array, Array, Array]:
+        """Mean, standard error (NaN of one sentence) and number of sentences, [W] each."""
+        width = max(sums.shape[1] for _, sums in self.cycles)
+        n, total = np.zeros(width), np.zeros((len(self.cycles), 3, width))
+        sizes = np.zeros((len(self.cycles), width))
+        for size, found, (count, sums) in zip(sizes, total, self.cycles, strict=True):
+            size[: sums.shape[1]] = count
+            found[:, : sums.shape[1]] = sums.cpu().numpy()
+        n = sizes.sum(0)
+        mean = total[:, 0].sum(0) / n
+        pairs = np.where(sizes == 2, 0.5, 1.0)
+        centre = sizes * mean**2 - 2 * mean * total[:, 0]  # what centring takes off each sum
+        square = np.maximum((total[:, 1] + centre).sum(0), 0)
+        near = np.maximum((total[:, 2] + pairs * centre).sum(0), 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = np.sqrt((square + 2 * near) / (n * (n - 1)))
+        return mean, np.where(n > 1, error, np.nan), n

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark.api import UNK, Batch, LatentModel
+from benchmark.api import UNK, Batch, Draw, LatentModel
 from benchmark.compose import UserError
 from benchmark.config import Diagnosis
 from benchmark.diagnosis import parts
 from benchmark.diagnosis.parts import Parts
 from benchmark.diagnosis.replay import Probe
-from benchmark.diagnosis.sentences import batches, codes, noisy, pairs, room
+from benchmark.diagnosis.sentences import Mean, batches, codes, noisy, pairs, room
 from benchmark.estimators import Array
 from benchmark.evaluate import Moments, Rows, SplitLike, by_length, spread_and_noise, subset
 
@@ -24,9 +24,9 @@ MOST = 2_000  # sentences whose mixtures tell a unit's information
 
 
 def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Parts, Array | None]:
-    """The parts of each unit's rate, and its information, [D]; None of a code with steps. Raises
-    UserError where the posterior has no mean and variance."""
-    moments, rates = Moments(), np.zeros(model.units)
+    """The parts of each unit's rate, and its information, [D]; None of a code with steps, and where
+    the posterior's means are not the codes' own. Raises UserError where it has none."""
+    moments, rates, own_means = Moments(), np.zeros(model.units), True
     found = np.empty((3, len(split), model.units)) if model.latent == "global" else None
     for length, rows in by_length(split, np.arange(len(split))):
         for part, batch in batches(split, rows, room(device, length), device):
@@ -36,14 +36,15 @@ def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Pa
             moments.add(*posterior)
             draw = model.draw(noisy(batch, split, part))
             rates += draw.kl.double().sum(0).cpu().numpy()
-            if found is not None:
+            own_means = own_means and drawn_about(posterior, draw)
+            if found is not None and own_means:
                 assert draw.z is not None
                 for column, value in zip(found, (*posterior[:2], draw.z[:, 0]), strict=True):
                     column[part] = value.double().cpu().numpy()
     sums = moments.fetch()
     assert sums is not None
     told = None
-    if found is not None:
+    if found is not None and own_means:
         mean, variance, code = found[:, subset(split, "mi", MOST)]
         told = parts.information(code, mean, variance)
     return parts.parts(sums, rates / len(split)), told
@@ -51,11 +52,12 @@ def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Pa
 
 def read_out(
     model: LatentModel, split: SplitLike, rows: Rows, device: torch.device
-) -> tuple[Array, dict[str, float] | None]:
+) -> tuple[Array, Array, dict[str, float] | None]:
     """What log p(x|z) loses when one unit alone, at all of its steps, is that of another sentence
-    of the same length, [n, D] of the n sentences that have one; and the distortion by the share of
-    noise that is left in z, None where the posterior's means are not the codes' own."""
-    drops: list[Tensor] = []
+    of the same length: mean and standard error [D], of the sentences that have such a one; and the
+    distortion by the share of noise that is left in z, None where the posterior's means are not the
+    codes' own. Raises UserError where no sentence has a partner."""
+    lost = Mean()
     damped: list[Tensor] = []
     own_means = True
     for length, same in pairs(split, rows, "units"):
@@ -65,41 +67,38 @@ def read_out(
         unit = unit.view(len(unit), *[1] * (code.dim() - 2), -1)
         kept = code.new_tensor(NOISE).view(-1, *[1] * (code.dim() - 1))
         size, start = room(device, length * (model.units + len(NOISE))), 0
+        drops: list[Tensor] = []
         for part, batch in batches(split, same, size, device):
             here = slice(start, start := start + len(part))
             own, other = code[here, None], before[here, None]
             z = torch.cat([own, torch.where(unit, other, own)], 1)
             scores = model.log_px(batch, z).double()
             drops.append(scores[:, :1] - scores[:, 1:])
-            mean = _mean(model, batch, noisy(batch, split, part))
-            own_means = own_means and mean is not None
-            if mean is not None:
-                levels = torch.lerp(mean[:, None], own, kept)
+            posterior, draw = model.posterior(batch), model.draw(noisy(batch, split, part))
+            own_means = own_means and posterior is not None and drawn_about(posterior, draw)
+            if own_means:
+                assert posterior is not None
+                levels = torch.lerp(posterior[0].to(own.dtype)[:, None], own, kept)
                 damped.append(model.log_px(batch, levels).double())
+        lost.add(torch.cat(drops))
     distortion = None
     if own_means:
         costs = -torch.cat(damped).mean(0)
         distortion = {str(c): cost for c, cost in zip(NOISE, costs.tolist(), strict=True)}
-    return torch.cat(drops).cpu().numpy(), distortion
+    mean, error, _ = lost.fetch()
+    return mean, error, distortion
 
 
-def _mean(model: LatentModel, batch: Batch, again: Batch) -> Tensor | None:
-    """The posterior's means [B, ...], if the codes are drawn about them: `posterior` may be
-    relative to a prior, and then the density of the codes differs. batch, again: the same, to draw
-    the same noise."""
-    posterior, draw = model.posterior(batch), model.draw(again)
-    if posterior is None:
-        return None
-    mean, variance, *mask = posterior
+def drawn_about(posterior: tuple[Tensor, ...], draw: Draw) -> bool:
+    """Whether these are the moments that the codes were drawn with, under the same noise: they may
+    be relative to a prior, and then the density of the codes differs."""
     assert draw.z is not None
-    z, mean, variance = draw.z[:, 0].double(), mean.double(), variance.double()
+    z, mean, variance = (value.double() for value in (draw.z[:, 0], *posterior[:2]))
     density = -0.5 * ((2 * math.pi * variance).log() + (z - mean) ** 2 / variance)
-    if mask:
-        density = density * mask[0][..., None]
-    same = torch.allclose(
-        density.flatten(1).sum(1), draw.log_qz[:, 0].double(), rtol=0.01, atol=0.1
-    )
-    return mean.to(draw.z.dtype) if same else None
+    if len(posterior) == 3:
+        density = density * posterior[2][..., None]
+    told = draw.log_qz[:, 0].double()
+    return torch.allclose(density.flatten(1).sum(1), told, rtol=0.01, atol=0.1)
 
 
 def drift(split: SplitLike, device: torch.device, sentences: int) -> Probe:
@@ -143,17 +142,17 @@ def reliability(
         return batch.but(source=batch.source.masked_fill(hit & (batch.source > UNK), UNK))
 
     found: dict[str, Array | None] = {}
-    with _dropping(model):
+    with _dropping(model, device):
         found |= _stable(model, split, rows, device, at.draws, "dropout", lambda batch: batch)
     found |= _stable(model, split, rows, device, at.draws, "tokens", blotted)
     return found
 
 
 @contextmanager
-def _dropping(model: LatentModel) -> Iterator[None]:
+def _dropping(model: LatentModel, device: torch.device) -> Iterator[None]:
     """The model's dropout at work, with masks that are the same every time, and nothing else of
     training: running statistics stay as they are."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         dropout = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         for module in dropout:

@@ -21,17 +21,14 @@ BRANCHES = {
     "batch": "larger batches",
     "warm": "a start of the encoder alone",
     "reset": "a decoder that forgot",
-    "free": "a KL that costs nothing at first",
 }
 """The interventions' branches."""
-SLOWLY = "weighing the KL in slowly"
 WEAKER = "weakening the decoder (dropping words, a shorter memory)"
 CAUSES = {
     "sampling noise": "several codes a sentence in each update",
     "minibatch noise": "larger batches",
     "weak signal": "letting the encoder learn before the decoder does",
     "lag": "a longer or stronger encoder update per decoder step",
-    "price of the rate": SLOWLY,
 }
 """What to try against each cause that an intervention can find."""
 
@@ -348,8 +345,8 @@ def _gradients(record: Record) -> list[str]:
             continue
         noise = sampling[-1] + max(between[-1], 0.0)
         share = f", {sampling[-1] / noise:.0%} of the noise then the codes' own" if noise else ""
-        at = f"{snr[0]:.2g} at step {steps[0]:,} and {snr[-1]:.2g} at step {steps[-1]:,}"
-        told.append(f"of the {what} {at}{share}")
+        first, last = (f"{ratio(snr[i])} at step {steps[i]:,}" for i in (0, -1))
+        told.append(f"of the {what} {first} and {last}{share}")
     said = [f"Signal over noise of a batch's gradient: {'; '.join(told)}."] if told else []
     if told and found.get("exact") is False:
         other = "the replay did not meet the run's own weights"
@@ -401,10 +398,12 @@ def _residuals(record: Record) -> list[str]:
 
 def _notes(record: Record) -> list[str]:
     """Why whole sections are not there."""
-    said = {name: why for name, why in section(record, "notes").items() if "/" not in name}
-    if record.get("latent") == "none":
-        said.pop("units", None)  # it is said of the model
-    return [f"{name}, as {why.rstrip('.')}." for name, why in said.items()]
+    said: dict[str, list[str]] = {}
+    for name, why in section(record, "notes").items():
+        # of a language model it is said already that it has no units
+        if "/" not in name and (name, record.get("latent")) != ("units", "none"):
+            said.setdefault(why.rstrip("."), []).append(name)
+    return [f"{listed(names)}, as {why}." for why, names in said.items()]
 
 
 # -- what to try ----------------------------------------------------------------------------------
@@ -424,7 +423,8 @@ def _remedies(record: Record) -> list[str]:
     if verdicts["weak"] and not verdicts["active"]:
         if lag != "encoder lags":
             tried.append(WEAKER)
-        tried += ["a floor under the rate", SLOWLY]
+        if flagged["off prior"] < len(found):  # else there is such a floor
+            tried += ["a floor under the rate", "weighing the KL in slowly"]
     if verdicts["unread"]:
         tried += [WEAKER, "showing it the code at every word"]
     if verdicts["noisy"]:
@@ -482,6 +482,11 @@ def nats(value: float, sign: str = "") -> str:
     if math.isnan(value):
         return "unknown"
     return f"{round(value, 2) + 0.0:{sign},.2f}"  # + 0.0: no -0.00
+
+
+def ratio(value: float) -> str:
+    """Two digits that count."""
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -24,13 +24,19 @@ class ForgetfulDecoder(LSTMDecoder):
         self.memory = memory
 
     def states(self, batch: Batch, z: Tensor) -> Tensor:
-        (b, k, _), t = z.shape, batch.inputs.shape[1]
+        t = batch.inputs.shape[1]
         windows = F.pad(batch.inputs, (self.memory - 1, 0), value=BOS).unfold(1, self.memory, 1)
-        windows = windows.flatten(0, 1)  # [B T, m]
+        some = windows.split(max(1, t // self.memory), dim=1)  # as many words as t at once
+        return torch.cat([self._last(part, z) for part in some], 1)
+
+    def _last(self, windows: Tensor, z: Tensor) -> Tensor:
+        """[B K, T, H], the LSTM's last states on windows [B, T, m] beside codes z [B, K, D]."""
+        (b, k, _), t = z.shape, windows.shape[1]
+        words = windows.flatten(0, 1)  # [B T, m]
         if self.training:
-            windows = windows.repeat_interleave(k, dim=0)
+            words = words.repeat_interleave(k, dim=0)
         codes = z[:, None].expand(b, t, k, -1).flatten(0, 2)
-        states, _ = self.step(windows, codes, self.start(codes))  # [B T K, m, H]
+        states, _ = self.step(words, codes, self.start(codes))  # [B T K, m, H]
         return states[:, -1].view(b, t, k, -1).transpose(1, 2).flatten(0, 1)
 
     def writing(self, z: Tensor) -> Writing:
