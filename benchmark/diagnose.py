@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmark import compose, record
 from benchmark.compose import UserError
 from benchmark.config import Diagnosis
-from benchmark.data.errors import DataError
+from benchmark.run import free, told
 
 FLAGS = ("--replay", "--intervene")
 
@@ -77,27 +77,16 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & {*arguments}:
         sys.stdout.write(f"{__doc__}\n")
         return 0 if arguments else 2
-    try:
-        asked = order(arguments)
-        if record.held(asked.folder):
-            raise UserError(f"{asked.folder} is being written by another process; wait for it.")
-        diagnose(asked)
-    except (UserError, DataError, record.Busy) as error:
-        sys.stderr.write(compose.sentence(error) + "\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or asked.folder}: {error.strerror}\n")
-        return 1
-    return 0
+    return told(lambda: diagnose(order(arguments)))
 
 
-def diagnose(asked: Order) -> None:
-    """Measure, tell, and write down."""
+def diagnose(asked: Order) -> int:
+    """Measure, tell, and write down; returns the exit status. Raises UserError and the like."""
     from benchmark.cell import restore
     from benchmark.diagnosis import page, words
     from benchmark.diagnosis.measure import measure
 
-    run = restore(asked.folder, asked.device)
+    run = restore(free(asked.folder), asked.device)
     extra = {flag.removeprefix("--") for flag in asked.flags}
     found = measure(run, asked.folder, asked.settings, extra)
     sys.stdout.write(f"{words.table(found)}\n\n{words.paragraph(found)}\n")
@@ -108,6 +97,7 @@ def diagnose(asked: Order) -> None:
         directory.save_text("diagnosis.html", page.html(found))
         if "planes" in found:
             draw_planes(directory, {found["cell"]["variant"]: found["planes"]})
+    return 0
 
 
 def draw_planes(directory: record.RunDirectory, trails: dict[str, Any]) -> None:

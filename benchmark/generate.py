@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 
 from benchmark import compose, record
 from benchmark.compose import UserError
-from benchmark.data.errors import DataError
 from benchmark.generation.settings import Settings
+from benchmark.run import free, told
 
 COUNTS = {"sentences": "n", "distinct": "distinct", "commonest": "commonest", "words": "words"}
 OF_TEXT = COUNTS | {
@@ -102,28 +102,15 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & {*arguments}:
         sys.stdout.write(f"{__doc__}\n")
         return 0 if arguments else 2
-    folder = None
-    try:
-        folder, settings = order(arguments)
-        if record.held(folder):
-            raise UserError(f"{folder} is being written by another process; wait for it.")
-        generate(folder, settings)
-    except (UserError, DataError, record.Busy) as error:
-        sys.stderr.write(compose.sentence(error) + "\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or folder}: {error.strerror}.\n")
-        return 1
-    return 0
+    return told(lambda: generate(*order(arguments)))
 
 
-def generate(folder: Path, settings: Settings) -> None:
-    """Measure, tell, and write down."""
+def generate(folder: Path, settings: Settings) -> int:
+    """Measure, tell, and write down; returns the exit status. Raises UserError and the like."""
     from benchmark.cell import restore
     from benchmark.generation.measure import measure
 
-    run = restore(folder, settings.device)
-    compose.writable("RUN_DIR", str(folder))  # before the work
+    run = restore(free(folder), settings.device)
     found, texts = measure(run, settings)
     sys.stdout.write(table(found) + "\n")
     sys.stdout.flush()
@@ -132,6 +119,7 @@ def generate(folder: Path, settings: Settings) -> None:
     with directory.lease():
         directory.save_text("generation.jsonl", "".join(lines))
         directory.save_json("generation.json", found)
+    return 0
 
 
 if __name__ == "__main__":

@@ -239,18 +239,35 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_words(words: list[str]) -> int:
-    """Run the cell that these words make; returns the exit status. Bad input is told in one
-    sentence on stderr; an error of the program's own keeps its traceback."""
+def told(work: Callable[[], int]) -> int:
+    """The exit status of a command's work. Bad input is told in one sentence on stderr; an error of
+    the program's own keeps its traceback."""
     try:
-        config, method = compose.cell(words)
-        return run_one(config, method, words)
+        return work()
     except (compose.UserError, DataError, record.Busy, record.LeaseLost) as error:
         return _refuse(error)
     except OSError as error:
         if error.errno not in OF_THE_PLACE:
             raise
         return _refuse(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+
+
+def free(folder: Path) -> Path:
+    """A run's folder, if a command may add files to it; to be asked before the work. Raises
+    UserError."""
+    if record.held(folder):
+        raise compose.UserError(f"{folder} is being written by another process; wait for it.")
+    return compose.writable("RUN_DIR", str(folder))
+
+
+def run_words(words: list[str]) -> int:
+    """Run the cell that these words make; returns the exit status."""
+
+    def work() -> int:
+        config, method = compose.cell(words)
+        return run_one(config, method, words)
+
+    return told(work)
 
 
 def run_all(cells: list[list[str]]) -> int:

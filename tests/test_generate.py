@@ -639,7 +639,7 @@ def test_a_full_disk_takes_no_table_back(cell, capsys, monkeypatch):
     assert generate.main([str(cell), *FEW]) == 1
     told = capsys.readouterr()
     assert "written greedily from the prior" in told.out
-    assert told.err.strip().endswith("generation.json: No space left on device.")
+    assert told.err.strip().endswith("generation.json cannot be written: No space left on device.")
 
 
 def test_help_needs_no_torch():
