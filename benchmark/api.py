@@ -8,7 +8,10 @@ Shapes: B sentences, T predicted tokens, S tokens read, K samples, U latent unit
 nats per sentence, summed over tokens and units.
 """
 
+import bisect
 import dataclasses
+import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -193,16 +196,17 @@ class Recipe:
     """A method, as four values. A slot left None is the default: the configured VAE, the negative
     ELBO, the batch as it is, one joint step.
 
-    select: the validation metric, lowest first, that picks the checkpoint: None for the budget's
-    rule ("nll" or "neg_elbo"), else "nll", "neg_elbo", "rec" or "last". select_after: share of the
-    steps before which no checkpoint is eligible, such as the end of an annealing ramp.
+    select: what picks the checkpoint, lowest on validation first: None for the budget's rule ("nll"
+    or "neg_elbo"), else "nll", "neg_elbo", "rec", "last" or a number b, which is Rec + b KL.
+    select_after: share of the steps before which no checkpoint is eligible, such as the end of an
+    annealing ramp; of the last stage's where there are several (`Phases`).
     """
 
     model: LatentModel | None = None
     objective: Objective | None = None
     corrupt: Corrupt | None = None
     step: Step | None = None
-    select: str | None = None
+    select: str | float | None = None
     select_after: float = 0.0
 
     def but(self, **slots: Any) -> "Recipe":
@@ -270,6 +274,52 @@ class Run(Protocol):
         """The newest value of a validation metric ("valid/mi_batch32") if it was evaluated since
         last asked, else None; never evaluates."""
         ...
+
+
+def joint_step(run: Run) -> dict[str, Tensor]:
+    """The default step: one gradient step of all parts together."""
+    loss = run.loss(run.next())
+    run.descend(loss)
+    return {"loss": loss.detach()}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stage of training, such as that of an auto-encoder whose encoder a VAE is to start from.
+
+    share: of the budget's steps; step and select: as a `Recipe`'s, None being the recipe's own
+    selection; reset: the parts that are re-initialised as the stage begins.
+    """
+
+    share: float
+    step: Step = joint_step
+    select: str | float | None = None
+    reset: tuple[str, ...] = ()
+
+
+class Phases(nn.Module):
+    """A `Step` that is another in each stage of training.
+
+    Where a stage ends, its selected checkpoint is put back, the selection, the optimisers and the
+    learning rate start anew, and the next stage's `reset` is done. Where the learning rate's
+    schedule ends a stage before its time, the steps that are left of it are passed over. A stage's
+    objective and corruption know it by t.
+    """
+
+    def __init__(self, steps: int, *phases: Phase):
+        super().__init__()
+        shares = [phase.share for phase in phases]
+        if min(shares) <= 0 or not math.isclose(sum(shares), 1):
+            raise ValueError(f"the stages' shares of the steps must make up 1, not {shares}")
+        self.phases = phases
+        self.ends = [round(steps * sum(shares[: n + 1])) for n in range(len(shares))]
+        """The step behind the last of each stage; the last is that of the whole budget."""
+        if any(start >= end for start, end in itertools.pairwise([0, *self.ends])):
+            raise ValueError(f"{steps} steps are too few for {len(phases)} stages of training")
+        self.stateful = nn.ModuleList([p.step for p in phases if isinstance(p.step, nn.Module)])
+
+    def forward(self, run: Run) -> dict[str, Tensor]:
+        return self.phases[bisect.bisect(self.ends, run.t)].step(run)
 
 
 METHODS: dict[str, type] = {}

@@ -1,6 +1,7 @@
 """Training of one cell: the verbs a step may use, the budget, the learning-rate schedule, the
 selection of a checkpoint, and a state from which training goes on exactly."""
 
+import bisect
 import logging
 import math
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark.api import Batch, Recipe
+from benchmark.api import Batch, Phase, Phases, Recipe, joint_step
 from benchmark.config import Budget, Halving, Optimiser
 from benchmark.data.batches import order
 from benchmark.data.corpus import Split
@@ -42,13 +43,6 @@ class Diverged(RuntimeError):
 
 class Unfit(RuntimeError):
     """A checkpoint is whole, but of another model or another program."""
-
-
-def joint_step(run: "Trainer") -> dict[str, Tensor]:
-    """The default step: one gradient step of all parts together."""
-    loss = run.loss(run.next())
-    run.descend(loss)
-    return {"loss": loss.detach()}
 
 
 class HalvingSchedule:
@@ -105,7 +99,10 @@ class Trainer:
         self.objective = recipe.objective or negative_elbo
         self.corrupt = recipe.corrupt
         self.step = recipe.step or joint_step
-        self.select = recipe.select or budget.select
+        staged = isinstance(self.step, Phases)
+        self.phases = self.step.phases if staged else (Phase(1.0, self.step),)
+        self.ends = self.step.ends if staged else [task.steps]
+        self.selection = budget.select if recipe.select is None else recipe.select
         self.select_after = math.ceil(recipe.select_after * task.steps - 1e-9)  # a share's rounding
         self.budget, self.steps, self.steps_per_epoch = budget, task.steps, task.steps_per_epoch
         self.split, self.batches = split, batches
@@ -235,9 +232,20 @@ class Trainer:
         self.seconds += time.monotonic() - began
 
     @property
+    def stage(self) -> int:
+        """That of the newest step."""
+        return bisect.bisect_left(self.ends, self.t)
+
+    @property
+    def select(self) -> str | float:
+        """What picks this stage's checkpoint."""
+        own = self.phases[self.stage].select
+        return self.selection if own is None else own
+
+    @property
     def _at_epoch(self) -> bool:
-        """Whether an epoch, or the budget, has just ended."""
-        return self.t % self.steps_per_epoch == 0 or self.t == self.steps
+        """Whether an epoch, or a stage, has just ended."""
+        return self.t % self.steps_per_epoch == 0 or self.t in self.ends
 
     @property
     def _owes_validation(self) -> bool:
@@ -255,29 +263,59 @@ class Trainer:
 
     def _judge(self, report: Report) -> None:
         """What an epoch's validation decides: the selection, the learning rate, divergence."""
-        scores = report.numbers
+        scores, last = report.numbers, self.stage == len(self.phases) - 1
         self.history.append(scores)
         units = {name: torch.from_numpy(column) for name, column in report.units.items()}
         self.units.append(units | {"step": torch.tensor(self.t)})
-        # an implicit prior has no ELBO
-        loss = scores["rec"] if scores["neg_elbo"] is None else scores["neg_elbo"]
-        score = -self.t if self.select == "last" else scores[self.select]
-        if score is None:
-            raise ValueError(f"the model has no {self.select} to select a checkpoint by")
+        score, loss = self._score(scores), self._loss(scores)
         if loss is None or not math.isfinite(loss) or not math.isfinite(score):
             raise Diverged(f"the validation loss is not finite after {self.t} steps")
-        if self.t >= self.select_after and score < self.best_score:
+        # Within a ramp the loss rises by design: no checkpoint is eligible, none to be reloaded
+        if last and self.t < self.select_after:
+            return
+        if score < self.best_score:
             self.best_score, self.best_step = score, self.t
             write_tensors(self.directory, self._best_name(self.t), self.model.state_dict())
-        # Within a ramp the loss rises by design, and no checkpoint is there to be reloaded.
-        if self.schedule is None or self.t < self.select_after:
-            return
-        epoch = self.t // self.steps_per_epoch - 1
-        if self.schedule.decay_after(loss, epoch):
-            self.rate *= 0.5
-            self.load_best()
-            self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
-            self.ended = self.schedule.ended
+        if self.schedule is not None:
+            began = [0, *self.ends][self.stage]
+            epoch = (self.t - began) // self.steps_per_epoch - 1
+            if self.schedule.decay_after(loss, epoch):
+                self.rate *= 0.5
+                self.load_best()
+                self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
+                self.ended = self.schedule.ended
+        if not last and (self.ended or self.t in self.ends):
+            self._enter(self.stage + 1)
+
+    def _score(self, scores: Scores) -> float:
+        """What the selection compares."""
+        if self.select == "last":
+            return -self.t
+        if isinstance(self.select, str):
+            score = scores[self.select]
+        else:
+            rec, kl = scores["rec"], scores["kl"]
+            score = None if rec is None or kl is None else rec + self.select * kl
+        if score is None:
+            raise ValueError(f"the model has no {self.select} to select a checkpoint by")
+        return score
+
+    def _loss(self, scores: Scores) -> float | None:
+        """What the learning rate follows: the negative ELBO, or what of it the selection looks at
+        (Li et al. 2019); an implicit prior has none."""
+        if self.select == "rec" or not isinstance(self.select, str):
+            return self._score(scores)
+        return scores["rec"] if scores["neg_elbo"] is None else scores["neg_elbo"]
+
+    def _enter(self, stage: int) -> None:
+        """Begin a stage of training where the one before has led."""
+        self.t = self.ends[stage - 1]
+        self.load_best()
+        self.best_step, self.best_score, self.ended = None, math.inf, False
+        self.rate = self.budget.learning_rate
+        self.schedule = HalvingSchedule(self.budget.halving) if self.budget.halving else None
+        self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
+        self.reset(*self.phases[stage].reset)
 
     def _tell(self, report: Report) -> None:
         found = {name: report.numbers.get(name) for name in ("nll", "neg_elbo", "kl", "i_read")}

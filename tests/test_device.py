@@ -23,14 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmark import check
-from benchmark.api import Batch
+from benchmark.api import Batch, joint_step
 from benchmark.compose import CONFIGS
 from benchmark.data.prefetch import Ahead
 from benchmark.grid import Cell
 from benchmark.noise import Noise
 from benchmark.objectives import negative_elbo
 from benchmark.record import RunDirectory
-from benchmark.train import Trainer, joint_step
+from benchmark.train import Trainer
 from benchmark.trial import Subject, subject
 from tests import cells
 from tests.cells import differences

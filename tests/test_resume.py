@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark import evaluate, record
-from benchmark.api import EOS, PAD, Batch, Draw, Recipe
+from benchmark.api import EOS, PAD, Batch, Draw, Phase, Phases, Recipe, Step
 from benchmark.compose import CONFIGS
 from benchmark.config import Budget, Evaluation, Halving, Optimiser
 from benchmark.evaluate import Report, Stopped
@@ -54,6 +54,7 @@ def uncut(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 
 STEPS, EPOCH = 20, 5
 ELSEWHERE = {"split", "batches", "budget", "device", "autocast", "validate", "directory", "metrics"}
+ELSEWHERE |= {"phases"}
 """What a trainer holds that is no state of training; `seconds` alone may differ."""
 
 
@@ -141,6 +142,12 @@ def score(model: nn.Module, t: int) -> float:
     return {5: 0.8, 10: 0.4, 15: 0.9}.get(t, 0.5) + int(digest.hexdigest()[:8], 16) / 2**40
 
 
+def stages() -> Step:
+    """The second begins within an epoch."""
+    first = Phase(0.35, select="rec")
+    return Phases(STEPS, first, Phase(0.65, Aggressive(), reset=("decoder",)))
+
+
 @dataclass
 class Bench:
     """A folder in which trainers of one kind succeed one another."""
@@ -149,17 +156,19 @@ class Bench:
     optimiser: Optimiser = Optimiser.adam
     every: int | None = 4
     stop_in_validation: int | None = None  # the step at which the next validation is cut off
+    step: Callable[[], Step] = Aggressive
+    most: int = 9  # times that the learning rate is halved
 
     def trainer(self) -> Trainer:
         torch.manual_seed(0)
         sizes: dict[str, Any] = {"vocab_size": 12, "embedding": 3, "hidden": 4, "latent": 2}
         model = GaussianVAE(Encoder(**sizes), LSTMDecoder(**sizes, dropout=0.3))
-        recipe = Recipe(model, Dual(), Blank(), Aggressive(), select_after=0.2)
+        recipe = Recipe(model, Dual(), Blank(), self.step(), select_after=0.2)
         task = CellTask(12, 5.0, 5, 20, 4, EPOCH, STEPS, 3, 4, 2, 0.3, 0.1, 0.1)
         budget = Budget(
             **{"name": "tiny", "steps": STEPS, "batch_size": 4, "optimiser": self.optimiser},
             **{"learning_rate": 0.05, "clip": 1.0, "select": "nll"},
-            halving=Halving(patience=1, first_epoch=1, most=9),
+            halving=Halving(patience=1, first_epoch=1, most=self.most),
             evaluation=Evaluation(every=self.every),
         )
 
@@ -248,6 +257,19 @@ def test_a_stop_at_every_step_changes_nothing(straight, bench):
         made = bench(f"at {stop}")
         assert made.go_on(lambda t, stop=stop: t == stop).t == stop
         assert differences(everything(made.go_on()), straight) == [], f"stopped at step {stop}"
+
+
+def test_a_stop_at_every_step_of_a_training_in_stages_changes_nothing(quick, bench):
+    whole = everything(bench("stages", step=stages).go_on())
+    for stop in range(STEPS):
+        made = bench(f"stages at {stop}", step=stages)
+        assert made.go_on(lambda t, stop=stop: t == stop).t == stop
+        assert differences(everything(made.go_on()), whole) == [], f"stopped at step {stop}"
+    for stop in range(1, STEPS):
+        made = bench(f"stages dead at {stop}", step=stages)
+        with pytest.raises(Killed):
+            made.go_on(die_at(stop))
+        assert differences(everything(made.go_on()), whole) == [], f"died at step {stop}"
 
 
 @pytest.mark.parametrize("optimiser", list(Optimiser), ids=str)
