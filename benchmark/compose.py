@@ -109,12 +109,18 @@ def hydra_ready(config_dir: str | None = None) -> Iterator[None]:
 
 def sweep(words: Sequence[str]) -> list[list[str]]:
     """The words of each cell: lists, ranges and globs multiplied out, `method=all` being every
-    method there is. Raises UserError; to be called while `hydra_ready`."""
+    method there is (that has a rate to set, where one is asked for) and `rate=all` every rate of
+    configs/rates.yaml. Raises UserError; to be called while `hydra_ready`."""
     choices: dict[str, list[str]] = {}  # of two words for one key the later holds, as in Hydra
-    for override in _parse(words):
+    parsed = _parse(words)
+    aimed = any(override.get_key_element() == "rate" for override in parsed)
+    for override in parsed:
         key, line = override.get_key_element(), str(override.input_line)
         if key in GROUPS and override.value() == "all":
-            choices[key] = [f"{key}={name}" for name in _options(key)]
+            names = _aimable() if key == "method" and aimed else options(key)
+            choices[key] = [f"{key}={name}" for name in names]
+        elif key == "rate" and override.value() == "all":
+            choices[key] = [f"{key}={rate}" for rate in OmegaConf.load(CONFIGS / "rates.yaml")]
         elif override.is_discrete_sweep():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         elif override.is_sweep_override():
@@ -147,7 +153,7 @@ def _accepted(override: Override) -> str:
     line, key, value = str(override.input_line), str(override.key_or_group), override.value()
     if not key:
         raise UserError(f"{line!r} names no option; write KEY=VALUE.")
-    if override.is_sweep_override() or (key in GROUPS and value == "all"):
+    if override.is_sweep_override() or (key in (*GROUPS, "rate") and value == "all"):
         raise UserError(f"{line} is more than one cell; add -m to run one after another.")
     if _is_empty(override):
         raise UserError(f"{line} has no value; write {key}=VALUE.")
@@ -155,9 +161,9 @@ def _accepted(override: Override) -> str:
         if override.type is not OverrideType.CHANGE or override.package is not None:
             raise UserError(f"{line} is no choice of a {key}; write {key}=NAME.")
         if not isinstance(value, str) or not NAME.fullmatch(value):
-            raise UserError(f"{line} names no {key}; {nearest(str(value), _options(key))}.")
+            raise UserError(f"{line} names no {key}; {nearest(str(value), options(key))}.")
         return line
-    if key in ("method.name", "budget.name", "method.paper"):
+    if key in ("method.name", "budget.name", "method.paper", "method.aim"):
         group = key.split(".")[0]
         raise UserError(f"{key} is not to be set; choose another {group} with {group}=NAME.")
     if key == "hydra.searchpath":
@@ -173,8 +179,23 @@ def _is_empty(override: Override) -> bool:
     return not override.is_delete() and str(override.input_line).partition("=")[2] in ("", "???")
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
+    """The configs of a group; to be called while `hydra_ready`."""
     return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
+def _aimable() -> list[str]:
+    """The methods that may be told which rate to have."""
+    return [name for name in options("method") if "aim" in method_file(name)]
+
+
+def method_file(name: str) -> DictConfig:
+    """configs/method/NAME.yaml as it is. Raises UserError; to be called while `hydra_ready`."""
+    with _explained():
+        loader: Any = (
+            GlobalHydra.instance().config_loader()
+        )  # composing would cost 20 times as much
+        return loader.repository.load_config(f"method/{name}").config
 
 
 @contextmanager
@@ -251,18 +272,19 @@ def typed(composed: DictConfig, overridden: Iterable[str] = ()) -> DictConfig:
     which win over a method's `paper:` block. Raises UserError.
     """
     overridden = [key for key in overridden if key not in GROUPS]
-    name, file, paper = None, "the method's YAML", None
+    name, file, paper, aim = None, "the method's YAML", None, None
     if "hydra" in composed:
         file = f"configs/method/{composed.hydra.runtime.choices['method']}.yaml"
     composed = _own(composed)
     method = composed.get("method")
     if isinstance(method, DictConfig):
-        name, paper = method.get("name"), method.pop("paper", None)
+        name, paper, aim = method.get("name"), method.pop("paper", None), method.pop("aim", None)
     if name is None:
         raise UserError(f"{file} names no method; add the line 'name: NAME' to it.")
     cls = find_method(str(name))
     _check_fields(cls, composed.method, file, overridden)
     _apply_paper(composed, cls, paper, file, overridden)
+    _apply_aim(composed, aim, overridden)
     config = harness(composed)
     config.method = _checked(cls, config.method, "method.", config.budget.name == "paper")
     return config
@@ -300,6 +322,7 @@ def _parts(names: Any, given: Any, where: str, paper: bool) -> dict[str, Any]:
         if "name" not in values:  # else it was filled in before
             known = compose([f"method={name}"])[0].method
             OmegaConf.set_struct(known, False)
+            known.pop("aim", None)
             block = known.pop("paper", None) or {}
             theirs = {key: v for key, v in block.items() if paper and key != "budget"}
             said = [f"{own}{key}" for key in values]
@@ -311,9 +334,22 @@ def _parts(names: Any, given: Any, where: str, paper: bool) -> dict[str, Any]:
     return parts
 
 
+def method(name: str) -> DictConfig:
+    """A method's configuration in full, its YAML alone asked. Raises UserError; to be called while
+    `hydra_ready`."""
+    values = method_file(name)
+    for block in ("paper", "aim"):
+        values.pop(block, None)
+    cls = find_method(str(values.get("name")))
+    _check_fields(cls, values, f"configs/method/{name}.yaml", ())
+    return OmegaConf.create(_checked(cls, values, "method.", False))
+
+
 def harness(composed: DictConfig) -> DictConfig:
     """All of a cell's configuration but the method's own fields, checked; imports no torch."""
-    config = merge(Config, _own(composed), "")
+    own = _own(composed)
+    own.pop("rate", None)  # a word for fields of the method
+    config = merge(Config, own, "")
     check(config)
     _check_source(config.dataset)
     if (config.budget.epochs is None) == (config.budget.steps is None):
@@ -542,6 +578,25 @@ def _apply_paper(
         said = (f"{o}." for o in overridden)
         if not any(f"{key}.".startswith(o) or o.startswith(f"{key}.") for o in said):
             OmegaConf.update(composed, key, value, force_add=True)
+
+
+def _apply_aim(composed: DictConfig, aim: Any, overridden: Sequence[str]) -> None:
+    """With rate=R a method's `target` is R, and its `aim:` block sets the fields that have to give
+    way."""
+    rate, name = composed.get("rate"), composed.method.name
+    if rate is None:
+        return
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise UserError(f"rate must be a number of nats above 0, not {rate}.")
+    if not isinstance(aim, DictConfig):
+        raise UserError(
+            f"method {name!r} does not set its rate; leave rate={rate} out, or choose one that "
+            f"does: {', '.join(_aimable()) or 'none'}."
+        )
+    for key, value in {**aim, "target": rate}.items():
+        if (word := f"method.{key}") in overridden:
+            raise UserError(f"rate={rate} and {word} both say which rate; leave one of them out.")
+        OmegaConf.update(composed, word, value, force_add=True)
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,6 @@ import itertools
 import math
 import random
 import re
-import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmark.api import EOS, PAD, Batch, LatentModel
 from benchmark.compose import build
+from benchmark.methods import described, strings
 from benchmark.models.writing import Rewriter
 from benchmark.trial import (
     TOLERANCE,
@@ -75,27 +75,12 @@ def is_documented(s: Subject) -> Iterator[str]:
     """Each field says what it is, and some docstring whose idea the method is."""
     file = inspect.getmodule(s.cls)
     assert file is not None
-    if not SOURCE.search(" ".join(_texts(ast.parse(inspect.getsource(file))))):
+    if not SOURCE.search(" ".join(strings(ast.parse(inspect.getsource(file))))):
         yield f"no docstring beside {s.cls.__name__} names a source: give authors and year"
-    described = {name for base in s.cls.__mro__[:-1] for name in _described(base)}
+    meanings = {name for base in s.cls.__mro__[:-1] for name, _ in described(base)}
     for f in fields(s.cls):
-        if f.name not in described:
+        if f.name not in meanings:
             yield f"`{f.name}` has no docstring: write a string below the field"
-
-
-def _described(cls: type) -> Iterator[str]:
-    """The fields that a class defines with a string below."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    for field, below in itertools.pairwise(tree.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            yield ast.unparse(field.target)
-
-
-def _texts(tree: ast.Module) -> list[str]:
-    """Every string that stands as a statement: docstrings, and those below fields."""
-    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
-    return [str(v.value) for v in values if isinstance(v, ast.Constant)]
 
 
 def every_parameter_learns(s: Subject) -> Iterator[str]:

@@ -42,7 +42,8 @@ def make_cell(config: DictConfig, method: str, overridden: list[str]) -> Cell:
     """The cell that a checked configuration is; `method` names its config, `overridden` are the
     command line's words."""
     words = [word.lstrip("+~") for word in overridden]
-    changed = [word.removeprefix("method.") for word in words if word.startswith("method.")]
+    said = [word for word in words if word.startswith(("method.", "rate="))]
+    changed = [word.removeprefix("method.") for word in said]
     placebo = ["placebo"] if config.placebo else []
     return Cell(
         dataset=config.dataset.name,

@@ -51,12 +51,25 @@ class DeltaVAE:
     cannot fall below delta nats a unit. The floor is a rate, not information: it may be paid by
     one mean for all sentences."""
 
-    delta: float = field(default=0.15, metadata={"other": 0.5})
-    """Committed rate, nats a unit; 0.15 in two re-implementations, 0.1 in Zhu et al. (2020)."""
+    delta: float | None = field(default=0.15, metadata={"other": 0.5})
+    """Committed rate, nats a unit; 0.15 in two re-implementations, 0.1 in Zhu et al. (2020). None
+    if `target` is set."""
+
+    target: float | None = field(default=None, metadata={"other": 4.0})
+    """Committed rate in total, nats, shared equally by the units, in place of `delta`."""
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
-            raise ValueError(f"method.delta is a rate above 0 nats, not {self.delta}")
+        if (self.delta is None) == (self.target is None):
+            raise ValueError(
+                "set one of method.delta (nats a unit) and method.target (nats in total), and the "
+                "other to null"
+            )
+        if not (self.delta or self.target or 0.0) > 0:
+            raise ValueError("method.delta and method.target are rates above 0 nats")
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(model=GaussianVAE(FlooredEncoder(task.encoder(), self.delta), task.decoder()))
+        delta = self.delta
+        if delta is None:
+            assert self.target is not None
+            delta = self.target / task.latent
+        return Recipe(model=GaussianVAE(FlooredEncoder(task.encoder(), delta), task.decoder()))

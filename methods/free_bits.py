@@ -1,47 +1,18 @@
 """Free bits: charge only for the rate above a floor."""
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from torch import Tensor
 
 from benchmark.api import Batch, Draw, Recipe, Task, register
-from benchmark.objectives import linear_ramp, reconstruction
-
-
-class Per(Enum):
-    """What each has a floor of its own. `batch`: the batch's mean is compared with the floor;
-    `sentence`: each sentence's value is, and the pressure stops sentence by sentence."""
-
-    unit_batch = "unit_batch"
-    unit_sentence = "unit_sentence"
-    group_batch = "group_batch"
-    total_batch = "total_batch"
-    total_sentence = "total_sentence"
-
-
-def floored_rate(kl: Tensor, target: float, per: Per, groups: int | None = None) -> Tensor:
-    """KL [B, U] with floors that sum to `target` nats, a scalar: the value that is charged.
-
-    unit_sentence is E_x sum_d max(target / U, KL_d(x)) (Li et al., EMNLP 2019); group_batch is
-    sum_j max(target / J, E_x KL_j(x)) over J groups of units (Kingma et al., NeurIPS 2016).
-    """
-    if per is Per.group_batch:
-        assert groups is not None
-        kl = kl.unflatten(-1, (groups, -1)).sum(-1)
-    if per in (Per.total_batch, Per.total_sentence):
-        kl = kl.sum(-1, keepdim=True)
-    if per in (Per.unit_batch, Per.group_batch, Per.total_batch):
-        kl = kl.mean(0, keepdim=True)
-    # The subgradient of max at a tie is 0 for the rate, as in the released mask (strictly above).
-    floor = target / kl.shape[-1]
-    return kl.where(kl > floor, floor).sum(-1).mean()
+from benchmark.objectives import Per, floored_rate, linear_ramp, reconstruction
 
 
 @register("free_bits")
 @dataclass
 class FreeBits:
-    """Rec + beta_t sum max(floor, KL): below its floor a unit's rate is free."""
+    """Rec + beta_t sum max(floor, KL): below its floor a unit's rate is free (Kingma et al.,
+    NeurIPS 2016; Li et al., EMNLP 2019)."""
 
     floor: float | None = field(default=0.25, metadata={"other": 0.05})
     """Nats a unit; Li et al.'s recipe is 8 nats for 32 units. None if `target` is set."""

@@ -14,11 +14,10 @@ from benchmark import compose
 from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw, Recipe
 from benchmark.compose import find_method
 from benchmark.models import kl_to_ar1, kl_to_standard
-from benchmark.objectives import negative_elbo
+from benchmark.objectives import Per, floored_rate, negative_elbo
 from benchmark.task import CellTask
 from methods.aggressive import AggressiveStep
 from methods.delta_vae import FlooredEncoder, deviations
-from methods.free_bits import Per, floored_rate
 from methods.kl_annealing import Shape
 from methods.temporal_delta_vae import committed_rate, correlation
 
