@@ -17,8 +17,11 @@ class PretrainFreeBits:
     pretrain: float = field(default=0.3, metadata={"other": 0.5})
     """Share of the steps that train the auto-encoder; its checkpoint is the best by Rec."""
 
-    target: float = field(default=8.0, metadata={"other": 4.0})
-    """Nats that are free in total, shared equally by the units; 8 in the released recipe."""
+    floor: float | None = field(default=0.25, metadata={"other": 0.05})
+    """Nats a unit; the released recipe is 8 nats for 32 units. None if `target` is set."""
+
+    target: float | None = field(default=None, metadata={"other": 4.0})
+    """Nats in total, shared equally by the units, in place of `floor`."""
 
     per: Per = field(default=Per.unit_sentence, metadata={"other": Per.total_batch})
     """What has a floor; unit_sentence is their "fb 2", total_sentence "fb 1"."""
@@ -35,8 +38,13 @@ class PretrainFreeBits:
                 f"method.pretrain is a share of the steps between 0 and 1, not {self.pretrain}; "
                 "without it this is method=free_bits"
             )
-        if self.target < 0:
-            raise ValueError(f"method.target is nats of 0 or more, not {self.target}")
+        if (self.floor is None) == (self.target is None):
+            raise ValueError(
+                "set one of method.floor (nats a unit) and method.target (nats in total), "
+                "and the other to null"
+            )
+        if (self.floor or self.target or 0.0) < 0:
+            raise ValueError("method.floor and method.target must not be negative")
         if self.per is Per.group_batch:
             raise ValueError("method.per=group_batch is no floor of this method; see free_bits")
         if not 0 <= self.ramp <= 1:
@@ -50,13 +58,17 @@ class PretrainFreeBits:
             task.steps, Phase(self.pretrain, select="rec"), Phase(1 - self.pretrain, reset=new)
         )
         began = phases.ends[0]
+        target = self.target
+        if target is None:
+            assert self.floor is not None
+            target = self.floor * task.latent
         length = self.ramp * (task.steps - began)
 
         def objective(draw: Draw, batch: Batch, t: int) -> Tensor:
             if t < began:
                 return reconstruction(draw)
             weight = linear_ramp(t - began, length)
-            return reconstruction(draw) + weight * floored_rate(draw.kl, self.target, self.per)
+            return reconstruction(draw) + weight * floored_rate(draw.kl, target, self.per)
 
         annealed = (began + length) / task.steps
         return Recipe(objective=objective, step=phases, select_after=annealed)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from benchmark.api import Recipe, Run, Task, register
+from benchmark.api import Phase, Phases, Recipe, Run, Task, register
 from benchmark.models import AntiCausalEncoder, TemporalVAE
 
 
@@ -26,16 +26,20 @@ def correlation(steps: float, target: float) -> float:
     return low
 
 
-def step(run: Run) -> dict[str, Tensor]:
-    """One joint step of encoder and decoder; beside it one of the auxiliary prior, whose gradient
-    has no part in how theirs is clipped."""
-    batch, model = run.next(), run.model
-    assert isinstance(model, TemporalVAE)
-    loss = run.loss(batch)
+def learn(run: Run) -> dict[str, Tensor]:
+    """One joint step of encoder and decoder."""
+    loss = run.loss(run.next())
     run.descend(loss, "encoder", "decoder", clip="moved")
-    auxiliary = model.auxiliary_cost(batch)
-    run.descend(auxiliary, "auxiliary", clip="moved")
-    return {"loss": loss.detach(), "auxiliary": auxiliary.detach()}
+    return {"loss": loss.detach()}
+
+
+def fit(run: Run) -> dict[str, Tensor]:
+    """One step of the auxiliary prior; it moves nothing else."""
+    model = run.model
+    assert isinstance(model, TemporalVAE)
+    cost = model.auxiliary_cost(run.next())
+    run.descend(cost, "auxiliary", clip="moved")
+    return {"loss": cost.detach()}
 
 
 @register("temporal_delta_vae")
@@ -55,6 +59,9 @@ class TemporalDelta:
     channels: int | None = field(default=None, metadata={"other": 3})
     """Number of channels where `target` is set; None otherwise."""
 
+    auxiliary: float = field(default=0.0, metadata={"other": 0.5})
+    """Share of the steps that fit the auxiliary prior, after all others; 0: there is none."""
+
     def __post_init__(self) -> None:
         if (self.alpha is None) == (self.target is None):
             raise ValueError("set one of method.alpha and method.target, and the other to null")
@@ -64,6 +71,10 @@ class TemporalDelta:
             raise ValueError(f"method.alpha are correlations between -1 and 1, not {self.alpha}")
         if self.target is not None and not (self.target > 0 and (self.channels or 0) > 0):
             raise ValueError("method.target and method.channels must be above 0")
+        if not 0 <= self.auxiliary < 1:
+            raise ValueError(
+                f"method.auxiliary is a share of the steps from 0 to below 1, not {self.auxiliary}"
+            )
 
     def recipe(self, task: Task) -> Recipe:
         alpha = self.alpha
@@ -75,5 +86,9 @@ class TemporalDelta:
             AntiCausalEncoder(task.encoder(latent=units)),
             task.decoder(latent=units, stepwise=True),
             alpha,
+            auxiliary=self.auxiliary > 0,
         )
-        return Recipe(model=model, step=step)
+        if self.auxiliary == 0:
+            return Recipe(model=model, step=learn)
+        stages = Phase(1 - self.auxiliary, learn), Phase(self.auxiliary, fit, select="last")
+        return Recipe(model=model, step=Phases(task.steps, *stages))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from benchmark import compose
-from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw, Recipe
+from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw, Phases, Recipe
 from benchmark.compose import find_method
 from benchmark.models import kl_to_ar1, kl_to_standard
 from benchmark.objectives import Per, floored_rate, negative_elbo
@@ -562,12 +562,46 @@ def test_the_temporal_rate_is_the_mean_of_log_q_less_log_p():
 
 
 def test_the_auxiliary_prior_moves_nothing_else_and_is_scored_in_evaluation():
-    model, batch = temporal(), sentences()
+    model, batch = temporal(auxiliary=0.1), sentences()
     model.auxiliary_cost(batch).backward()
     moved = {name for name, p in model.named_parameters() if p.grad is not None}
     assert moved and all(name.startswith("auxiliary") for name in moved)
     assert not model.draw(batch).log_pz_alt
     assert model.eval().draw(batch, k=3).log_pz_alt["auxiliary"].shape == (200, 3)
+
+
+def test_the_auxiliary_prior_is_fitted_after_all_else():
+    step = recipe("temporal_delta_vae", auxiliary=0.3).step
+    assert isinstance(step, Phases) and step.ends == [70, 100]
+    assert [phase.select for phase in step.phases] == [None, "last"]
+    for t, moved in (
+        (0, ("encoder", "decoder")),
+        (69, ("encoder", "decoder")),
+        (70, ("auxiliary",)),
+    ):
+        run = Parts(temporal(auxiliary=0.3), t)
+        step(run)
+        assert run.moved == moved
+    without = recipe("temporal_delta_vae")
+    assert not isinstance(without.step, Phases) and "auxiliary" not in without.model.parts()
+    assert not without.model.eval().draw(sentences()).log_pz_alt
+
+
+class Parts:
+    """A run that remembers which parts a step moved."""
+
+    def __init__(self, model, t: int):
+        self.model, self.t = model.train(), t
+
+    def next(self) -> Batch:
+        return sentences()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return negative_elbo(self.model.draw(batch), batch, self.t)
+
+    def descend(self, loss: torch.Tensor, *parts: str, clip: str = "all") -> None:
+        self.moved = parts
+        assert clip == "moved"
 
 
 def test_samples_come_from_a_stationary_process():
@@ -590,6 +624,7 @@ def test_samples_come_from_a_stationary_process():
         ({"alpha": [1.0]}, "correlations"),
         ({"alpha": []}, "correlations"),
         ({"alpha": None, "target": -1.0, "channels": 2}, "above 0"),
+        ({"auxiliary": 1.0}, "share"),
     ],
 )
 def test_the_temporal_form_refuses_what_has_no_meaning(fields, word):

@@ -41,7 +41,7 @@ def test_the_first_stage_is_an_auto_encoder():
 
 @pytest.mark.parametrize("t", [40, 43, 46, 52, 99])
 def test_the_second_charges_for_what_is_above_the_floor_as_beta_rises(t):
-    made, (draw, _) = recipe(pretrain=0.4, target=3.0, ramp=0.2), any_draw()
+    made, (draw, _) = recipe(pretrain=0.4, floor=1.0, ramp=0.2), any_draw()
     by_hand = 0.0
     for n in range(5):
         above = sum(max(1.0, float(draw.kl[n, d].detach())) for d in range(3))
@@ -49,8 +49,13 @@ def test_the_second_charges_for_what_is_above_the_floor_as_beta_rises(t):
     assert float(loss(made, t).detach()) == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_a_target_is_a_floor_shared_by_the_units():
+    by_floor, by_target = recipe(floor=0.5), recipe(floor=None, target=1.5)
+    assert torch.equal(loss(by_floor, 99), loss(by_target, 99))
+
+
 def test_below_its_floor_a_unit_has_no_gradient_and_above_beta():
-    made, (draw, batch) = recipe(pretrain=0.4, target=3.0, ramp=0.2), any_draw()
+    made, (draw, batch) = recipe(pretrain=0.4, floor=1.0, ramp=0.2), any_draw()
     assert made.objective is not None
     made.objective(draw, batch, 46).backward()
     below = draw.kl.detach() < 1
@@ -74,7 +79,8 @@ def test_the_decoder_may_be_kept():
     [
         ({"pretrain": 0.0}, "method=free_bits"),
         ({"pretrain": 1.0}, "between 0 and 1"),
-        ({"target": -1.0}, "0 or more"),
+        ({"floor": -1.0}, "negative"),
+        ({"target": 2.0}, "set one of"),
         ({"per": Per.group_batch}, "group_batch"),
         ({"ramp": 1.5}, "second stage"),
         ({"pretrain": 0.001}, "too few"),

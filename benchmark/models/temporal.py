@@ -67,20 +67,29 @@ class AuxiliaryPrior(nn.Module):
 
 
 class TemporalVAE(LatentModel):
-    """p(z) an AR(1) process in each channel, q(z|x) factorised over steps, z_t fed at step t."""
+    """p(z) an AR(1) process in each channel, q(z|x) factorised over steps, z_t fed at step t; with
+    an auxiliary prior, by which codes are scored too in evaluation."""
 
     latent = "sequence"
     why_no_log_q = "codes of sentences of other lengths have no density under the posterior"
 
-    def __init__(self, encoder: AntiCausalEncoder, decoder: LSTMDecoder, alpha: list[float]):
+    def __init__(
+        self,
+        encoder: AntiCausalEncoder,
+        decoder: LSTMDecoder,
+        alpha: list[float],
+        *,
+        auxiliary: bool = True,
+    ):
         super().__init__()
         self.encoder, self.decoder, self.units = encoder, decoder, len(alpha)
-        self.auxiliary = AuxiliaryPrior(self.units, hidden=64)
+        self.auxiliary = AuxiliaryPrior(self.units, hidden=64) if auxiliary else None
         self.alpha: Tensor
         self.register_buffer("alpha", torch.tensor(alpha))
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "decoder": self.decoder, "auxiliary": self.auxiliary}
+        parts: dict[str, nn.Module] = {"encoder": self.encoder, "decoder": self.decoder}
+        return parts if self.auxiliary is None else parts | {"auxiliary": self.auxiliary}
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x), [B, T, U] each."""
@@ -92,17 +101,19 @@ class TemporalVAE(LatentModel):
         noise = batch.normal(k, *mean.shape[1:])
         z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise  # [B, K, T, U]
         log_qz = gaussian_log_density(z, mean[:, None], log_variance[:, None])
+        other = None if self.training else self.auxiliary
         return Draw(
             z=z,
             log_px=self.log_px(batch, z),
             log_pz=(self.prior_log_density(z) * mask).sum(-1),
             log_qz=(log_qz * mask).sum(-1),
             kl=kl_to_ar1(mean, log_variance, self.alpha, batch.mask),
-            log_pz_alt={} if self.training else {"auxiliary": self.auxiliary(z, batch.mask)},
+            log_pz_alt={} if other is None else {"auxiliary": other(z, batch.mask)},
         )
 
     def auxiliary_cost(self, batch: Batch) -> Tensor:
         """-log p_aux of one code a sentence, nats; it moves neither encoder nor decoder."""
+        assert self.auxiliary is not None
         with torch.no_grad():
             mean, log_variance = self.encoder(batch)
             noise = batch.normal(1, *mean.shape[1:])
