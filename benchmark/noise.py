@@ -7,7 +7,7 @@ Box and Muller (1958).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import torch
@@ -53,6 +53,10 @@ class Noise:
     sentence: Tensor
     first: int = 0
     calls: int = 0
+
+    def apart(self, purpose: str) -> "Noise":
+        """Noise for the same sentences that is independent of this, and of its sample numbers."""
+        return replace(self, split=f"{self.split}/{purpose}", first=0, calls=0)
 
     def normal(self, k: int, *shape: int) -> Tensor:
         """[B, k, *shape] float32 on the device of `sentence`."""

@@ -9,7 +9,6 @@ starts, there was not. B sentences, D units, K samples; nats a sentence.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from benchmark.diagnosis.plane import MOST_UNITS, few, moments, require_gaussian
 from benchmark.estimators import Array, effective_share, log_mean_exp, mean_and_error, pareto_shape
 from benchmark.evaluate import BAD_SHAPE, NOTHING, Rows, SplitLike, subset
 from benchmark.models.gaussian import gaussian_log_density, kl_to_standard, standard_log_density
+from benchmark.models.refined import frozen
 
 STARTS = ("encoder", "prior")
 RATE, BETAS = 0.2, (0.8, 0.95)  # of Adam, whose rate falls linearly to 0
@@ -202,16 +202,3 @@ def weigh(model: LatentModel, batch: Batch, q: Gaussians, samples: int) -> Array
     log_px = log_mean_exp(log_weights)
     true_kl = (posterior * likelihood).sum(1).cpu().numpy() - log_px
     return np.stack([true_kl, log_px, effective_share(log_weights), pareto_shape(log_weights)])
-
-
-@contextmanager
-def frozen(model: LatentModel) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient, so that none is computed."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asked:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_()

@@ -91,10 +91,10 @@ class GaussianVAE(LatentModel):
         return self.decode(z, max_length=max_length, temperature=temperature)
 
     def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        return self.decode(self.encoder(batch)[0], max_length=max_length)
+        return self.decode(self.encoded(batch)[0], max_length=max_length)
 
     def rewriting(self, batch: Batch, max_length: int) -> Writing:
-        return self.decoder.writing(self.encoder(batch)[0])
+        return self.decoder.writing(self.encoded(batch)[0])
 
     def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
         return self.decoder.generate(z, max_length=max_length, temperature=temperature)

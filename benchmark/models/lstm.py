@@ -52,11 +52,15 @@ class LSTMEncoder(nn.Module):
     def reset_parameters(self) -> None:
         initialise(self, *self.init)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z|x), [B, D] each."""
+    def last_state(self, batch: Batch) -> Tensor:
+        """[B, H], behind each sentence's own end."""
         states, _ = self.lstm(self.embed(batch.source))  # [B, S, H]
         last = (batch.source_lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])
-        mean, log_variance = self.head(states.gather(1, last)[:, 0]).float().chunk(2, dim=-1)
+        return states.gather(1, last)[:, 0]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x), [B, D] each."""
+        mean, log_variance = self.head(self.last_state(batch)).float().chunk(2, dim=-1)
         return mean, log_variance
 
 
