@@ -568,7 +568,8 @@ class LiveCell:
                             "text": self.text(ids),
                         }
                     )
-            if model.latent == "global" and len(test) > 1:
+            decodes = type(model).decode is not LatentModel.decode
+            if model.latent in ("global", "implicit") and decodes and len(test) > 1:
                 batch = test.batch(np.arange(2)).to(self.device)
                 z = model.draw(batch).z
                 assert z is not None

@@ -509,6 +509,11 @@ def _importance_weighted(
     """The importance-weighted NLL (Burda et al. 2016) on a fixed random subset, carried to the
     whole split by the ELBO as a control variate, and how far its weights can be trusted."""
     report, samples = look.report, effort.nll_samples
+    if "neg_elbo" in report.notes:
+        return report.null(
+            report.notes["neg_elbo"],
+            *("nll", "nll_se", "nll_samples", "nll_sentences", "nll_half", "ess", "khat_bad"),
+        )
     fewest = PILOT if samples == AUTO else int(samples)
     chosen = subset(look.split, "nll", effort.nll_sentences)
     rows: list[Rows] = []
@@ -542,11 +547,6 @@ def _importance_weighted(
         report.null(f"the weights of {samples} samples have too short a tail", "khat_bad")
     if "nll_half" not in found:
         report.null("one sample has no half", "nll_half")
-    if np.isnan(found["nll"]).all() and not math.isnan(summary["rec"]):
-        report.null(
-            "prior or posterior has no density",
-            *("nll", "nll_se", "nll_samples", "nll_sentences", "nll_half", "ess", "khat_bad"),
-        )
 
 
 def _sampled(look: _Look, rows: Rows, batch: Batch, samples: int | str) -> dict[str, Array]:

@@ -34,7 +34,7 @@ COUNTS = {"sentences": "n", "distinct": "distinct", "commonest": "commonest", "w
 OF_TEXT = COUNTS | {
     "self_bleu": "self-BLEU",
     **{f"distinct_{n}": f"dist-{n}" for n in (1, 2, 3)},
-    "perplexity": "PPL",
+    **{"perplexity": "PPL", "perplexity_se": "s.e."},
 }
 OF_RECONSTRUCTIONS = COUNTS | {
     **{"bleu": "BLEU", "bleu_other": "by chance"},

@@ -13,6 +13,13 @@ METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 MODES = [  # whose fields mean nothing in the method's own config
     "free_bits method.floor=null method.target=1 method.per=group_batch method.groups=2",
     "temporal_delta_vae method.alpha=null method.target=2 method.channels=2",
+    "beta_vae method.beta=null method.target=1 method.weight=1 method.ramp=0.5",
+    "bn_vae method.gamma=null method.target=2",
+    "vmf_vae method.kappa=null method.target=2",
+    "mmd_vae method.kernel=rbf method.alpha=0.5",
+    "twr_vae method.code=mean method.share=0.25",
+    "sa_vae method.teacher=refined_posterior",
+    "neural_outlines method.encoder=tests.outlines:bag method.pretraining=null",
     "stack method.of=[delta_vae,word_dropout] method.parts.delta_vae.delta=0.3",
 ]
 

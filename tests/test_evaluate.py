@@ -509,11 +509,14 @@ def test_sentence_with_few_of_its_length_is_compared_with_those_there_are():
 
 
 def test_codes_without_densities_keep_what_can_be_measured():
+    drawn = set()
+
     class Implicit(Known):
         latent = "implicit"
         why_no_log_q = "the posterior is a point"
 
         def draw(self, batch, k=1):
+            drawn.add(k)
             draw = super().draw(batch, k)
             nothing = torch.full_like(draw.log_px, math.nan)
             return Draw(draw.z, draw.log_px, nothing, nothing, torch.full_like(draw.kl, math.nan))
@@ -530,6 +533,7 @@ def test_codes_without_densities_keep_what_can_be_measured():
     lost |= {"nll", "nll_se", "nll_samples", "nll_sentences", "nll_half", "ess", "khat_bad"}
     assert empty == lost
     assert report.summary["verdict"] == "read"
+    assert drawn == {2}  # no time goes into weights that there are none of
 
 
 def test_diverged_model_shows_as_not_a_number_rather_than_as_without_meaning():

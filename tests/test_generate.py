@@ -394,11 +394,23 @@ def test_a_judge_knows_what_it_has_read(tmp_path):
     even = rng.integers(4, 8, (800, 3)).tolist()
     split = judge.written(tmp_path, "even", rng.integers(4, 8, (500, 3)).tolist())
     known = learnt(tmp_path / "even", even)
-    assert known.perplexity(split) == pytest.approx(64 ** (1 / 4), rel=0.03)
+    assert known.perplexity(split)[0] == pytest.approx(64 ** (1 / 4), rel=0.03)
     one = judge.written(tmp_path, "one", [[4, 5, 6]] * 20)
     narrow = learnt(tmp_path / "one", [[4, 5, 6]] * 800)
-    assert narrow.perplexity(one) == pytest.approx(1, abs=0.02)
-    assert (found := narrow.perplexity(split)) and found > 6
+    assert narrow.perplexity(one)[0] == pytest.approx(1, abs=0.02)
+    assert (found := narrow.perplexity(split)[0]) and found > 6
+
+
+def test_a_perplexitys_error_is_its_spread_over_texts(tmp_path):
+    """Texts drawn anew, of uneven sentences that are of several lengths."""
+    rng = np.random.default_rng(0)
+    known = learnt(tmp_path / "read", [[4, 5, 6]] * 50 + [[5]] * 50, epochs=2)
+    found = []
+    for i in range(100):
+        texts = [rng.integers(4, 8, rng.choice([1, 2, 3, 7])).tolist() for _ in range(60)]
+        found.append(known.perplexity(judge.written(tmp_path, f"{i}", texts)))
+    perplexities, errors = zip(*found, strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(perplexities, ddof=1), rel=0.2)
 
 
 def test_a_judge_is_a_function_of_text_and_seed(tmp_path):
@@ -502,7 +514,7 @@ class Telling(judge.Judge):
     """Tells which it is, and of a text how many sentences it has."""
 
     def perplexity(self, split):
-        return self.step + len(split)
+        return self.step + len(split), 0.5
 
 
 def test_who_reads_and_who_judges_what(cell, monkeypatch):
@@ -535,7 +547,7 @@ def test_who_reads_and_who_judges_what(cell, monkeypatch):
     prior = {rule: found["prior"][rule] for rule in ("sampling", "greedy")}
     assert prior["sampling"]["distinct"] == 50 and prior["greedy"]["distinct"] == 1
     for row in (*prior.values(), found["real"]):
-        assert row["perplexity"] == 1050
+        assert row["perplexity"] == 1050 and row["perplexity_se"] == 0.5
     assert found["reverse"] == {"perplexity": 2060, "real": 1060}
     assert sum(line["kind"] == "prior" for line in lines) == 100
 

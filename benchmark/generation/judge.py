@@ -18,6 +18,7 @@ from benchmark.api import Recipe
 from benchmark.config import Batching, Budget, Dataset, Evaluation, Optimiser
 from benchmark.data.batches import cut
 from benchmark.data.corpus import Split
+from benchmark.estimators import mean_and_error
 from benchmark.evaluate import Effort, Report, SplitLike, evaluate
 from benchmark.models import LanguageModel
 from benchmark.record import RunDirectory
@@ -38,9 +39,17 @@ class Judge:
     step: int
     seconds: float  # that its training took
 
-    def perplexity(self, split: SplitLike) -> float | None:
-        """exp(nats a predicted token), `</s>` counted; None where that is beyond any float."""
-        return _report(self.model, split, self.device).summary["ppl"]
+    def perplexity(self, split: SplitLike) -> tuple[float | None, float | None]:
+        """exp(nats a predicted token), `</s>` counted, and its standard error over sentences, for
+        this judge as it is; None where they are beyond any float."""
+        report = _report(self.model, split, self.device)
+        found = report.summary["ppl"]
+        if found is None:
+            return None, None
+        nll, length = report.sentences["nll"], report.sentences["length"]
+        # of a ratio of means, to first order
+        _, error = mean_and_error(nll - math.log(found) * length)
+        return found, found * error / float(length.mean())
 
 
 def train(

@@ -11,7 +11,8 @@ generation.json, where null has its reason in `notes`, by its place:
     settings        the command's words; max_length, tokens after which a sentence is cut off
     real, prior     a row each of real test text, and by rule of what was written: rule,
                     temperature, beams; sentences, distinct ones, the share of the commonest, words
-                    a sentence, the share that was cut off; self_bleu, distinct_1 to _3, perplexity
+                    a sentence, the share that was cut off; self_bleu, distinct_1 to _3, perplexity,
+                    perplexity_se, over sentences
     reconstruction  by rule: bleu, bleu_other (chance: against what another text meant), exact (the
                     share), edits (a word of what was meant), and counts as above
     interpolation   distinct, of as many `steps` on a path, the mean
@@ -158,8 +159,8 @@ class _Look:
             },
             "real": self.row("real", real(corpus.test, settings.samples), known),
             "reverse": {
-                "perplexity": own and self.perplexity("reverse/perplexity", own, corpus.test),
-                "real": self.perplexity("reverse/real", known, corpus.test),
+                "perplexity": own and self.perplexity("reverse/perplexity", own, corpus.test)[0],
+                "real": self.perplexity("reverse/real", known, corpus.test)[0],
             },
             "judges": {
                 "sentences": size,
@@ -194,14 +195,19 @@ class _Look:
             found[f"distinct_{n}"] = metrics.distinct(words, n, tokens)
             if found[f"distinct_{n}"] is None:
                 self.null(f"{place}/distinct_{n}", f"there are fewer than {tokens} words")
-        if not any(words):
-            return found | {"perplexity": self.null(f"{place}/perplexity", "there are no words")}
-        split = self.split(place.replace("/", "-"), texts)
-        return found | {"perplexity": self.perplexity(f"{place}/perplexity", known, split)}
+        if any(words):
+            split = self.split(place.replace("/", "-"), texts)
+            judged = self.perplexity(f"{place}/perplexity", known, split)
+        else:
+            judged = self.null(f"{place}/perplexity", "there are no words"), None
+        return found | dict(zip(("perplexity", "perplexity_se"), judged, strict=True))
 
-    def perplexity(self, place: str, of: Judge, split: Split) -> float | None:
+    def perplexity(self, place: str, of: Judge, split: Split) -> tuple[float | None, float | None]:
+        """And its standard error."""
         found = of.perplexity(split)
-        return self.null(place, "it is beyond any float") if found is None else found
+        if found[0] is None:
+            self.null(place, "it is beyond any float")
+        return found
 
     def split(self, name: str, texts: list[Text]) -> Split:
         return judge.written(self.folder, name, [one.ids for one in texts])
