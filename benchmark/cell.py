@@ -536,7 +536,7 @@ class LiveCell:
             "train_seconds": seconds,
             "lost_seconds": lost,
             "tokens_per_second": count["tokens"] / seconds if seconds else None,
-            "steps": self.trainer.t,
+            "steps": self.trainer.t - count["passed"],
             "batches": count["batches"],
             "backwards": count["backwards"],
             "peak_memory_mb": peak_memory(self.device),

@@ -41,6 +41,7 @@ from benchmark.record import NAME
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLUGINS = "collapse_benchmark.methods"  # entry-point group of methods from other packages
 GROUPS = ("method", "dataset", "model", "budget")
+FIXED = ("method.name", "budget.name", "method.paper", "method.aim")  # a file's own, not a word's
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
@@ -163,8 +164,8 @@ def _accepted(override: Override) -> str:
         if not isinstance(value, str) or not NAME.fullmatch(value):
             raise UserError(f"{line} names no {key}; {nearest(str(value), options(key))}.")
         return line
-    if key in ("method.name", "budget.name", "method.paper", "method.aim"):
-        group = key.split(".")[0]
+    group = key.split(".")[0]
+    if ".".join(key.split(".")[:2]) in FIXED:
         raise UserError(f"{key} is not to be set; choose another {group} with {group}=NAME.")
     if key == "hydra.searchpath":
         return line
@@ -582,7 +583,7 @@ def _apply_paper(
 
 def _apply_aim(composed: DictConfig, aim: Any, overridden: Sequence[str]) -> None:
     """With rate=R a method's `target` is R, and its `aim:` block sets the fields that have to give
-    way."""
+    way, which are null there, and others that go with a target, unless the command line does."""
     rate, name = composed.get("rate"), composed.method.name
     if rate is None:
         return
@@ -594,9 +595,11 @@ def _apply_aim(composed: DictConfig, aim: Any, overridden: Sequence[str]) -> Non
             f"does: {', '.join(_aimable()) or 'none'}."
         )
     for key, value in {**aim, "target": rate}.items():
-        if (word := f"method.{key}") in overridden:
+        word = f"method.{key}"
+        if word in overridden and (value is None or key == "target"):
             raise UserError(f"rate={rate} and {word} both say which rate; leave one of them out.")
-        OmegaConf.update(composed, word, value, force_add=True)
+        if word not in overridden:
+            OmegaConf.update(composed, word, value, force_add=True)
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,6 @@
 """Training of one cell: the verbs a step may use, the budget, the learning-rate schedule, the
 selection of a checkpoint, and a state from which training goes on exactly."""
 
-import bisect
 import logging
 import math
 import time
@@ -126,12 +125,14 @@ class Trainer:
         self.schedule = HalvingSchedule(budget.halving) if budget.halving else None
 
         self.t = 0
+        self.stage = 0  # in which the newest step was
         self.history: list[Scores] = []
         self.units: list[dict[str, Tensor]] = []  # of each validation, every unit's measures
         self.best_step: int | None = None
         self.best_score = math.inf
         self.ended = False  # the schedule has ended training before the budget
-        self.count = {"batches": 0, "backwards": 0, "tokens": 0}
+        # passed: steps of a stage that its schedule left out
+        self.count = {"batches": 0, "backwards": 0, "tokens": 0, "passed": 0}
         self.seconds = 0.0  # of training alone
         self._asked: dict[str, int] = {}
         self._validated = 0  # the newest step after which no validation is owed any more
@@ -222,6 +223,8 @@ class Trainer:
 
     def _advance(self) -> None:
         began = time.monotonic()
+        if self.t == self.ends[self.stage]:
+            self._enter(self.stage + 1)
         self.model.train()
         logs = self.step(self)
         self.t += 1
@@ -230,11 +233,6 @@ class Trainer:
         if self.t % self.log_every == 0 or self._at_epoch:
             self._report()  # reads the device, so the clock includes the work queued there
         self.seconds += time.monotonic() - began
-
-    @property
-    def stage(self) -> int:
-        """That of the newest step."""
-        return bisect.bisect_left(self.ends, self.t)
 
     @property
     def select(self) -> str | float:
@@ -270,8 +268,9 @@ class Trainer:
         score, loss = self._score(scores), self._loss(scores)
         if loss is None or not math.isfinite(loss) or not math.isfinite(score):
             raise Diverged(f"the validation loss is not finite after {self.t} steps")
-        # Within a ramp the loss rises by design: no checkpoint is eligible, none to be reloaded
-        if last and self.t < self.select_after:
+        # Within a ramp the loss rises by design: no checkpoint is eligible, none to be reloaded.
+        # Where it ends in a later stage, those before have none.
+        if self.t < self.select_after and (last or self.select_after < self.ends[self.stage]):
             return
         if score < self.best_score:
             self.best_score, self.best_step = score, self.t
@@ -284,8 +283,9 @@ class Trainer:
                 self.load_best()
                 self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
                 self.ended = self.schedule.ended
-        if not last and (self.ended or self.t in self.ends):
-            self._enter(self.stage + 1)
+        if self.ended and not last:
+            self.count["passed"] += self.ends[self.stage] - self.t
+            self.t, self.ended = self.ends[self.stage], False
 
     def _score(self, scores: Scores) -> float:
         """What the selection compares."""
@@ -308,10 +308,10 @@ class Trainer:
         return scores["rec"] if scores["neg_elbo"] is None else scores["neg_elbo"]
 
     def _enter(self, stage: int) -> None:
-        """Begin a stage of training where the one before has led."""
-        self.t = self.ends[stage - 1]
+        """Begin a stage of training where the one before has led; with its first step, so that
+        until then there is something to be evaluated."""
         self.load_best()
-        self.best_step, self.best_score, self.ended = None, math.inf, False
+        self.stage, self.best_step, self.best_score = stage, None, math.inf
         self.rate = self.budget.learning_rate
         self.schedule = HalvingSchedule(self.budget.halving) if self.budget.halving else None
         self.optimisers = {name: self._optimiser(part) for name, part in self.parts.items()}
@@ -396,6 +396,7 @@ class Trainer:
         """All that training depends on, in types that `torch.load(weights_only=True)` accepts."""
         return {
             "t": self.t,
+            "stage": self.stage,
             "weights": self.weights(),
             "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
             "rate": self.rate,
@@ -420,7 +421,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.t = state["t"]
+        self.t, self.stage = state["t"], state.get("stage", 0)  # none: of an older program
         self._load_weights(state["weights"])
         for name, optimiser in self.optimisers.items():
             saved = state["optimisers"][name]
@@ -438,7 +439,8 @@ class Trainer:
         self.history, self._asked = state["history"], state["asked"]
         self.units, self._validated = state["units"], state["validated"]
         self.best_step, self.best_score = state["best"]
-        self.ended, self.count, self.seconds = state["ended"], state["count"], state["seconds"]
+        self.ended, self.seconds = state["ended"], state["seconds"]
+        self.count |= state["count"]
         self._logs = {name: value.to(self.device) for name, value in state["logs"].items()}
         self._logged = state["logged"]
 

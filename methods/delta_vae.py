@@ -10,10 +10,17 @@ from torch import Tensor, nn
 from benchmark.api import Batch, Recipe, Task, register
 from benchmark.models import GaussianVAE, LSTMEncoder
 
+MOST = 40.0  # nats a unit, with which the smaller variance is 1e-35
+
 
 def deviations(delta: float) -> tuple[float, float]:
     """The two standard deviations at which KL(N(0, sigma^2) || N(0, 1)) is `delta` nats: the
-    roots s = sigma^2 of log s - s + 1 + 2 delta = 0, by Lambert's W."""
+    roots s = sigma^2 of log s - s + 1 + 2 delta = 0, by Lambert's W. Raises ValueError where one is
+    too small for a number."""
+    if delta > MOST:
+        raise ValueError(
+            f"a committed rate of {delta:g} nats a unit is too large: {MOST:g} at most"
+        )
     x = -math.exp(-(1 + 2 * delta))
     return tuple(math.sqrt(-lambertw(x, branch).real) for branch in (0, -1))  # type: ignore
 

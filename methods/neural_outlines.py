@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.api import Batch, Draw, Phase, Phases, Recipe, Run, Task, register
-from benchmark.models import (
-    Frozen,
-    GaussianCodes,
-    ImplicitAutoencoder,
-    critic_loss,
-    perceptron,
-)
+from benchmark.models import Frozen, GaussianCodes, ImplicitAutoencoder, critic_loss, perceptron
 from benchmark.objectives import reconstruction
 
 
@@ -89,8 +83,9 @@ class NeuralOutlines:
     def __post_init__(self) -> None:
         if (self.encoder is None) == (self.pretraining is None):
             raise ValueError("set one of method.encoder and method.pretraining, the other to null")
-        if not 0 < self.generation < 1 - (self.pretraining or 0):
-            raise ValueError("method.pretraining and method.generation leave the decoder no step")
+        first, last = self.pretraining, self.generation
+        if (first is not None and first <= 0) or last <= 0 or (first or 0) + last >= 1:
+            raise ValueError("method.pretraining and method.generation leave a stage no step")
         if self.noise < 0:
             raise ValueError(f"method.noise is a deviation of 0 or more, not {self.noise}")
         for name, least in (("hidden", 1), ("penalty", 0), ("updates", 1)):
@@ -130,11 +125,12 @@ class NeuralOutlines:
         assert isinstance(model, ImplicitAutoencoder) and model.critic is not None
         assert self.penalty is not None and self.updates is not None
         loss = apart = batch.targets.new_zeros(())
-        for _ in range(self.updates):
-            made = model.prior_codes(batch)[:, 0].detach()
+        for update in range(self.updates):
+            batch = run.another() if update else batch
+            with torch.no_grad():
+                made = model.prior_codes(batch)[:, 0]
             loss, apart = critic_loss(model.critic, outlines(run, batch), made, self.penalty)
             run.descend(loss, "critic", clip="moved")
-            batch = run.another()
         worth = model.critic(model.prior_codes(batch)[:, 0]).mean()
         run.descend(-worth, "generator", clip="moved")
         return {"loss": loss.detach(), "distance": -apart.detach()}

@@ -18,19 +18,19 @@ def committed_rate(steps: float, alpha: float) -> float:
 
 
 def correlation(steps: float, target: float) -> float:
-    """The alpha in (0, 1) whose committed rate over `steps` is `target` nats, by bisection."""
-    low, high = 0.0, 1.0
+    """The alpha in (0, 1) whose committed rate over `steps` is `target` nats, by bisection. Raises
+    ValueError where it would be all but 1."""
+    low, high = 0.0, 1 - 1e-5
+    if committed_rate(steps, high) < target:
+        most = committed_rate(steps, high)
+        raise ValueError(
+            f"a code of {steps:.3g} steps is committed to {most:.3g} nats a channel at most, not "
+            f"{target:.3g}; lower method.target or raise method.channels"
+        )
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if committed_rate(steps, middle) < target else (low, middle)
     return low
-
-
-def learn(run: Run) -> dict[str, Tensor]:
-    """One joint step of encoder and decoder."""
-    loss = run.loss(run.next())
-    run.descend(loss, "encoder", "decoder", clip="moved")
-    return {"loss": loss.detach()}
 
 
 def fit(run: Run) -> dict[str, Tensor]:
@@ -89,6 +89,6 @@ class TemporalDelta:
             auxiliary=self.auxiliary > 0,
         )
         if self.auxiliary == 0:
-            return Recipe(model=model, step=learn)
-        stages = Phase(1 - self.auxiliary, learn), Phase(self.auxiliary, fit, select="last")
+            return Recipe(model=model)
+        stages = Phase(1 - self.auxiliary), Phase(self.auxiliary, fit, select="last")
         return Recipe(model=model, step=Phases(task.steps, *stages))

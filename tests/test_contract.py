@@ -14,6 +14,7 @@ MODES = [  # whose fields mean nothing in the method's own config
     "free_bits method.floor=null method.target=1 method.per=group_batch method.groups=2",
     "temporal_delta_vae method.alpha=null method.target=2 method.channels=2",
     "beta_vae method.beta=null method.target=1 method.weight=1 method.ramp=0.5",
+    "geco method.gain=null method.kappa=2",
     "bn_vae method.gamma=null method.target=2",
     "vmf_vae method.kappa=null method.target=2",
     "mmd_vae method.kernel=rbf method.alpha=0.5",

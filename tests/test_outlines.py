@@ -150,7 +150,7 @@ class Playground:
     def __init__(self, model: ImplicitAutoencoder):
         self.model = model
         self.optimisers = {
-            name: torch.optim.Adam(part.parameters(), 1e-3, (0.5, 0.9))
+            name: torch.optim.Adam(part.parameters(), 1e-3)  # as the budget's
             for name, part in model.parts().items()
         }
 
@@ -164,6 +164,7 @@ class Playground:
         self.model.zero_grad()
         loss.backward()
         for name in parts:
+            torch.nn.utils.clip_grad_norm_(self.model.parts()[name].parameters(), 5.0)
             self.optimisers[name].step()
 
 
@@ -277,7 +278,7 @@ def test_an_encoder_from_elsewhere_stays_as_it_is():
         ({"encoder": "tests.outlines:flat", "pretraining": None}, r"\[B, E\] of a batch"),
         ({"encoder": "tests.outlines:bag"}, "method.pretraining, the other to null"),
         ({"pretraining": None}, "method.encoder and method.pretraining"),
-        ({"pretraining": 0.8}, "leave the decoder no step"),
+        ({"pretraining": 0.8}, "leave a stage no step"),
         ({"noise": -1.0}, "method.noise"),
         ({"updates": 0}, "method.updates is at least 1"),
         ({"penalty": None}, "set method.hidden, method.penalty and method.updates"),

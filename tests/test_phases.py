@@ -51,9 +51,14 @@ def test_each_stage_takes_its_own_steps(bench):  # noqa: F811
     assert [t for _, t in taken] == [*range(STEPS)]
 
 
+def idle(run: Any) -> dict[str, torch.Tensor]:
+    """A step that moves nothing."""
+    return {"loss": torch.zeros(())}
+
+
 def test_the_next_stage_starts_from_the_selected_checkpoint_with_parts_anew(bench):  # noqa: F811
     """The first stage is best after 5 steps by Rec, its last epoch the best by the ELBO."""
-    phases = Phases(STEPS, Phase(0.5, select="rec"), Phase(0.5, reset=("decoder",)))
+    phases = Phases(STEPS, Phase(0.5, select="rec"), Phase(0.5, idle, reset=("decoder",)))
     made = bench("reset", step=lambda: phases).trainer()
     told(made, {5: {"rec": 0.5}, 10: {"rec": 0.9, "neg_elbo": 0.1, "nll": 0.1}})
     go(made, EPOCH)
@@ -62,19 +67,29 @@ def test_the_next_stage_starts_from_the_selected_checkpoint_with_parts_anew(benc
     go(made, 9)
     made.rate = 0.01  # as if a decay had been
     trained = weights(made)
-    go(made, 10)
-    now = weights(made)
-    for name, value in now.items():
+    go(made, 11)
+    for name, value in weights(made).items():
         assert torch.equal(value, best[name]) != name.startswith("decoder"), name
         assert not torch.equal(value, trained[name]), name
-    assert made.t == 10 and made.best_step is None and made.best_score == math.inf
+    assert made.best_step is None and made.best_score == math.inf
     assert made.rate == made.budget.learning_rate
     assert not any(optimiser.state for optimiser in made.optimisers.values())
     assert {group["lr"] for o in made.optimisers.values() for group in o.param_groups} == {0.05}
     go(made, STEPS)
     assert made.best_step == 15  # a tie of the second stage's own scores: the first stays
     kept = read_tensors(made.directory.path / "checkpoints/best-15.pt")
-    assert kept.keys() == now.keys()
+    assert kept.keys() == best.keys()
+
+
+def test_what_is_stopped_where_a_stage_ends_is_evaluated_as_that_stage_left_it(bench):  # noqa: F811
+    phases = Phases(STEPS, Phase(0.5, select="rec"), Phase(0.5, reset=("decoder",)))
+    made = bench("stopped", step=lambda: phases).trainer()
+    told(made, {5: {"rec": 0.5}, 10: {"rec": 0.9}})
+    go(made, EPOCH)
+    best = weights(made)
+    go(made, 10)
+    assert made.load_best() == EPOCH
+    assert all(torch.equal(value, best[name]) for name, value in weights(made).items())
 
 
 def test_a_stage_that_the_schedule_ends_leaves_its_other_steps_out(bench):  # noqa: F811
@@ -90,6 +105,7 @@ def test_a_stage_that_the_schedule_ends_leaves_its_other_steps_out(bench):  # no
     go(made, STEPS)
     assert taken == [*range(10), *range(15, 20)]
     assert made.t == STEPS and made.best_step == STEPS and made.count["backwards"] == 15
+    assert made.count["passed"] == 5
 
 
 def test_no_ramp_of_the_last_stage_holds_up_the_first(bench):  # noqa: F811
@@ -101,6 +117,15 @@ def test_no_ramp_of_the_last_stage_holds_up_the_first(bench):  # noqa: F811
     assert made.best_step is None
     go(made, STEPS)
     assert made.best_step == STEPS
+
+
+def test_a_ramp_within_a_stage_holds_up_its_selection(bench):  # noqa: F811
+    made = bench("early ramp", step=lambda: Phases(STEPS, Phase(0.5), Phase(0.5))).trainer()
+    made.select_after = 8
+    go(made, EPOCH)
+    assert made.best_step is None
+    go(made, 10)
+    assert made.best_step == 10
 
 
 @pytest.mark.parametrize("weight, best", [(0.0, 5), (0.5, 10), (1, 15)])

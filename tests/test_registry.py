@@ -168,6 +168,7 @@ def test_a_rate_holds_against_the_papers(ready):
         ("method=free_bits rate=2 method.target=3", "rate=2 and method.target both say which"),
         ("method=free_bits rate=2 method.floor=1", "rate=2 and method.floor both say which"),
         ("method=free_bits method.aim={}", "method.aim is not to be set"),
+        ("method=free_bits method.aim.floor=1", "method.aim.floor is not to be set"),
     ],
 )
 def test_a_rate_that_cannot_be_is_told(ready, words, said):
@@ -175,9 +176,16 @@ def test_a_rate_that_cannot_be_is_told(ready, words, said):
         compose.cell(words.split())
 
 
+def test_what_goes_with_a_target_may_be_set_beside_a_rate(ready):
+    config, _ = compose.cell(["method=temporal_delta_vae", "rate=2", "method.channels=3"])
+    assert (config.method.target, config.method.channels) == (2, 3)
+
+
 def test_a_committed_rate_in_total_is_shared_by_the_units(found, ready):
     cls = compose.find_method("delta_vae")
     with pytest.raises(ValueError, match="set one of"):
         cls(delta=0.1, target=1.0)
+    with pytest.raises(ValueError, match="too large"):
+        cls(delta=400.0).recipe(CellTask(**methods.TASK))
     encoder = cls(delta=None, target=2.0).recipe(CellTask(**methods.TASK)).model.encoder
     assert math.isclose(encoder.delta, 2.0 / 4)

@@ -102,11 +102,14 @@ class Frozen(nn.Module):
         module, _, name = path.partition(":")
         try:
             factory = getattr(import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+            made = factory(task)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path!r} is not package.module:factory of an encoder: {error}"
             ) from error
-        return cls(factory(task))
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"{path!r} makes a {type(made).__name__}, no torch.nn.Module")
+        return cls(made)
 
     def train(self, mode: bool = True) -> "Frozen":
         return super().train(False)
