@@ -49,7 +49,8 @@ ELSEWHERE = {  # functions that read values which are never on the device, or ru
     "benchmark/train.py:Trainer.another": "a number from a generator on the CPU",
     "benchmark/train.py:Trainer._fetch": "lengths that the split holds as numpy's",
     "benchmark/train.py:Trainer._judge": "a report, whose values evaluation has fetched",
-    "benchmark/models/temporal.py:TemporalVAE.__init__": "a constant, made once",
+    "benchmark/models/spherical.py:scaled_bessel": "a constant, computed once by scipy",
+    "benchmark/models/spherical.py:polar_angles": "a table, computed once by scipy",
     "benchmark/models/writing.py:Writing.draw": "writes sentences, until all have ended",
     "benchmark/models/writing.py:Writing.search": "writes sentences, until all have ended",
 }
@@ -274,11 +275,13 @@ CREATES = {"tensor", "as_tensor", "from_numpy"}  # of torch: on the CPU first, a
 
 
 def waits(source: str) -> Iterator[tuple[str, str]]:
-    """(function, expression) of all in a module that may wait for the device."""
+    """(function, expression) of all in a module that may wait for the device; a constructor may."""
 
     def visit(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             scope = (*scope, node.name)
+        if scope[-1:] == ("__init__",):
+            return
         if isinstance(node, ast.Call) and _may_wait(node):
             yield ".".join(scope), ast.unparse(node)
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) != "Callable":
