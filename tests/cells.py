@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmark import cell, record
 from benchmark.run import main
+from benchmark.task import CellTask
 from benchmark.tensors import read_tensors
 
 SMALL = [
@@ -23,6 +24,21 @@ SMALL = [
     *["budget.evaluation.every=7", "budget.halving={patience: 1, first_epoch: 0, most: 9}"],
     *["budget.steps=50", "budget.evaluation.nll_samples=40", "budget.learning_rate=0.02"],
 ]
+TASK = CellTask(  # of which a recipe can be made without data
+    vocab_size=20,
+    mean_length=6.0,
+    max_length=9,
+    n_train=100,
+    batch_size=10,
+    steps_per_epoch=10,
+    steps=100,
+    embedding=4,
+    hidden=6,
+    latent=3,
+    dropout=0.0,
+    init=0.1,
+    init_embedding=0.1,
+)
 
 
 @contextmanager

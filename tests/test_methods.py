@@ -15,27 +15,11 @@ from benchmark.api import BOS, EOS, PAD, UNK, Batch, Draw, Phases, Recipe
 from benchmark.compose import find_method
 from benchmark.models import kl_to_ar1, kl_to_standard
 from benchmark.objectives import Per, floored_rate, negative_elbo
-from benchmark.task import CellTask
 from methods.aggressive import AggressiveStep
 from methods.delta_vae import FlooredEncoder, deviations
 from methods.kl_annealing import Shape
 from methods.temporal_delta_vae import committed_rate, correlation
-
-TASK = CellTask(
-    vocab_size=20,
-    mean_length=6.0,
-    max_length=9,
-    n_train=100,
-    batch_size=10,
-    steps_per_epoch=10,
-    steps=100,
-    embedding=4,
-    hidden=6,
-    latent=3,
-    dropout=0.0,
-    init=0.1,
-    init_embedding=0.1,
-)
+from tests.cells import TASK
 
 
 def recipe(name: str, **fields):

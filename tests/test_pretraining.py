@@ -7,9 +7,7 @@ from torch import Tensor
 from benchmark.api import Batch, Draw, Phases, Recipe
 from benchmark.compose import find_method
 from benchmark.objectives import Per, linear_ramp
-from benchmark.task import CellTask
-
-TASK = CellTask(20, 6.0, 9, 100, 10, 10, 100, 4, 6, 3, 0.0, 0.1, 0.1)
+from tests.cells import TASK
 
 
 def recipe(**fields) -> Recipe:

@@ -9,25 +9,9 @@ from hypothesis import strategies as st
 
 from benchmark.api import Batch, Draw
 from benchmark.compose import find_method
-from benchmark.task import CellTask
 from methods.geco import LEAST, MEMORY, MOST
 from methods.mdr import ascending
-
-TASK = CellTask(
-    vocab_size=20,
-    mean_length=6.0,
-    max_length=9,
-    n_train=100,
-    batch_size=10,
-    steps_per_epoch=10,
-    steps=100,
-    embedding=4,
-    hidden=6,
-    latent=3,
-    dropout=0.0,
-    init=0.1,
-    init_embedding=0.1,
-)
+from tests.cells import TASK
 
 rates = st.lists(st.floats(0, 12), min_size=1, max_size=60)
 
