@@ -537,6 +537,7 @@ class LiveCell:
             "lost_seconds": lost,
             "tokens_per_second": count["tokens"] / seconds if seconds else None,
             "steps": self.trainer.t - count["passed"],
+            "reached": self.trainer.t,  # the step, which counts those that a schedule left out
             "batches": count["batches"],
             "backwards": count["backwards"],
             "peak_memory_mb": peak_memory(self.device),

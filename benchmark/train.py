@@ -4,6 +4,7 @@ selection of a checkpoint, and a state from which training goes on exactly."""
 import logging
 import math
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from typing import Any
@@ -421,7 +422,10 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.t, self.stage = state["t"], state.get("stage", 0)  # none: of an older program
+        self.t, self._validated = state["t"], state["validated"]
+        begun = bisect_right if self._validated == self.t else bisect_left
+        older = begun(self.ends[:-1], self.t)  # a program that entered a stage by a validation
+        self.stage = state.get("stage", older)
         self._load_weights(state["weights"])
         for name, optimiser in self.optimisers.items():
             saved = state["optimisers"][name]
@@ -437,7 +441,7 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
         self._others.set_state(state["others"])
         self.history, self._asked = state["history"], state["asked"]
-        self.units, self._validated = state["units"], state["validated"]
+        self.units = state["units"]
         self.best_step, self.best_score = state["best"]
         self.ended, self.seconds = state["ended"], state["seconds"]
         self.count |= state["count"]

@@ -40,8 +40,8 @@ Lines = dict[str, Any]
 
 KEY = ("dataset", "method", "id", "seed")
 COST = (
-    *("train_seconds", "lost_seconds", "tokens_per_second", "steps", "batches", "backwards"),
-    "peak_memory_mb",
+    *("train_seconds", "lost_seconds", "tokens_per_second", "steps", "reached"),
+    *("batches", "backwards", "peak_memory_mb"),
 )
 PROVENANCE = ("commit", "fingerprint", "result_version", "data_hash")
 COLUMNS = (

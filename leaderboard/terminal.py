@@ -139,5 +139,6 @@ def _pending(run: Row, name: str) -> str:
     where = name if pd.isna(run["seed"]) else f"{name} seed {run['seed']}"
     reason = run["reason"]
     if reason is None and run["status"] == "stopped":
-        reason = f"evaluated at step {_number(run['cost/steps'], 0)}, before its budget's end"
+        at = run["cost/steps"] if pd.isna(run["cost/reached"]) else run["cost/reached"]
+        reason = f"evaluated at step {_number(at, 0)}, before its budget's end"
     return plain(f"  {where}: {run['status']}" + (f", {reason}" if reason else ""))

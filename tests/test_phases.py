@@ -152,3 +152,14 @@ def test_a_number_selects_by_rec_and_so_much_of_the_rate(bench, weight, best):  
 def test_stages_are_refused_that_share_no_training(steps, shares, word):
     with pytest.raises(ValueError, match=word):
         Phases(steps, *map(Phase, shares))
+
+
+def test_a_checkpoint_without_its_stage_is_of_the_stage_that_its_step_tells(bench):  # noqa: F811
+    """It is of a program that entered a stage by the validation before it."""
+    phases = Phases(STEPS, Phase(0.5), Phase(0.5))
+    for t, validated, stage in ((9, 5, 0), (10, 5, 0), (10, 10, 1), (11, 10, 1)):
+        made = bench(f"older {t} {validated}", step=lambda: phases).trainer()
+        state = made.state() | {"t": t, "validated": validated}
+        del state["stage"]
+        made.load_state(state)
+        assert made.stage == stage

@@ -106,6 +106,49 @@ def test_the_steps_are_the_runs_own(small):
             replay(small, {}, steps)
 
 
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory) -> Path:
+    """A run in stages, of which the schedule ended the first before its time."""
+    place = tmp_path_factory.mktemp("cells") / "cut"
+    halving = "budget.halving={patience: 1, first_epoch: 0, most: 1}"
+    words = ("method=pretrain_free_bits", "method.pretrain=0.8", "method.reset_decoder=false")
+    with cells.one_thread():
+        assert run(place, *words, halving, "budget.steps=200", "budget.learning_rate=0.5") == 0
+    return found(place)[0]
+
+
+def test_a_replay_leaves_out_what_the_run_left_out(cut, trails):
+    known = restore(cut)
+    cost = known.record["cost"]
+    left_out = cost["reached"] - cost["steps"]
+    assert left_out > 0 and known.record["selected_step"] > 160
+    first = 160 - left_out  # where the first stage ended
+    told = replay(known, {"nothing": nothing}, [1, first + 1, 160, 161, cost["reached"]])
+    assert told["steps"] == [1, 160, 161, cost["reached"]] and told["exact"] is True
+    assert differences(trails, [[v for v in lines(cut) if v["split"] != "test"]]) == []
+
+
+def test_a_new_decoder_outlives_the_beginning_of_a_stage(cut):
+    known, met = restore(cut), []
+
+    def watched(trainer):
+        step = trainer.step
+        trainer.step = lambda run: met.append(copy.deepcopy(run.model.state_dict())) or step(run)
+
+    with again(known) as trunk:
+        train(trunk, 160)
+        trunk.trainer.save()
+        for name in (CONTROL, "reset"):
+            with again(known, trunk.directory.path) as cell:
+                watched(cell.trainer)
+                interventions.changes(5)[name](cell.trainer)
+                train(cell, 161)
+    kept, new = met
+    assert {name.partition(".")[0] for name in kept if not kept[name].equal(new[name])} == {
+        "decoder"
+    }
+
+
 def test_values_are_listed_by_step():
     values = [{"a": 1, "b": {"c": [1]}}, {"a": 2, "b": {"c": [2]}}]
     assert by_step(values) == {"a": [1, 2], "b": {"c": [[1], [2]]}}

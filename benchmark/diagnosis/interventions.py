@@ -30,7 +30,7 @@ from benchmark.api import Batch, Run
 from benchmark.cell import Restored
 from benchmark.compose import UserError
 from benchmark.diagnosis.gradients import DECODER, inference_parts
-from benchmark.diagnosis.replay import again, train
+from benchmark.diagnosis.replay import again, reached, train
 from benchmark.train import Diverged, Trainer
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,19 @@ def warm(trainer: Trainer, updates: int) -> None:
     trainer.step = warmed
 
 
+def reset(trainer: Trainer) -> None:
+    """Its next step meets an untrained decoder, also where that step begins a stage."""
+    step: Any = trainer.step
+    at = trainer.t
+
+    def untaught(run: Run) -> dict[str, Tensor]:
+        if run.t == at:
+            run.reset(DECODER)
+        return step(run)
+
+    trainer.step = untaught
+
+
 def changes(updates: int) -> dict[str, Change]:
     """What is done to a trainer where its branch begins."""
     return {
@@ -92,7 +105,7 @@ def changes(updates: int) -> dict[str, Change]:
         "samples": partial(average, others=False),
         "batch": partial(average, others=True),
         "warm": partial(warm, updates=updates),
-        "reset": lambda trainer: trainer.reset(DECODER),
+        "reset": reset,
     }
 
 
@@ -111,7 +124,7 @@ def interventions(
         raise UserError("at and share are shares of the run's steps, and updates at least 1.")
     if not inference_parts(run.model):
         raise UserError("this model infers nothing: it has no code to keep alive.")
-    done = run.record["cost"]["steps"]
+    done = reached(run)
     start = min(round(at * done), done - 1)
     until = min(start + max(1, round(share * done)), done)
     chosen = changes(updates)

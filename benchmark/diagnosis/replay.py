@@ -52,27 +52,37 @@ def replay(
 ) -> dict[str, Any]:
     """{"steps": [...], "exact": ..., and by each probe's name its values, a list each}.
 
-    steps: at which the probes are called; by default `spaced` over all that the run has done.
+    steps: at which the probes are called; by default `spaced` over all that the run has done. One
+    that the run's schedule left out is left out here.
     exact: whether the replay met the run's selected weights to the bit; None if it did not get
     there. Raises UserError for steps that the run never did.
     """
-    done = run.record["cost"]["steps"]
+    done = reached(run)
     chosen = spaced(done) if steps is None else sorted({*steps})
     if not chosen or chosen[0] < 0 or chosen[-1] > done:
         raise UserError(f"the run has steps 0 to {done} to look at, not {chosen}.")
     selected = run.record["selected_step"]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in probes}
-    exact = None
+    exact, met = None, []
     with again(run) as cell:
         for step in sorted({*chosen, min(selected, chosen[-1])}):
             train(cell, step)
+            if cell.trainer.t != step:
+                continue
             if step == selected:
                 exact = same(cell.model, run.model)
             if step in chosen:
+                met.append(step)
                 for name, probe in probes.items():
                     with untouched(cell.model, run.device):
                         found[name].append(probe(cell.model, step))
-    return {"steps": chosen, "exact": exact} | {k: by_step(values) for k, values in found.items()}
+    return {"steps": met, "exact": exact} | {k: by_step(values) for k, values in found.items()}
+
+
+def reached(run: Restored) -> int:
+    """The step to which a run was trained, with those that its schedule left out."""
+    cost = run.record["cost"]
+    return cost.get("reached", cost["steps"])  # older records left nothing out
 
 
 def spaced(steps: int, most: int = 12) -> list[int]:
