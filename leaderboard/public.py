@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from benchmark.record import FIELDS, RESULT_VERSION, RunDirectory, validate
 from leaderboard import beside
-from leaderboard.load import find_runs
+from leaderboard.load import DAMAGED, DUPLICATE, find_runs
 
 FINISHED = ("done", "diverged", "failed")
 NUMBERS = ("metrics.jsonl", "units.npz", "sentences.npz")
@@ -106,20 +106,26 @@ def may_show_samples(given: str | Mapping[str, Any]) -> bool:
 
 
 def publish(cells: pd.DataFrame, out: str | Path) -> list[Path]:
-    """Lay what may be shown of finished runs, a row of `load_cells` each, into
-    out/DATASET/METHOD/ID/sSEED; returns the folders that are new or changed.
+    """Lay what may be shown of runs, a row of `load_cells` each, into out/DATASET/METHOD/ID/sSEED;
+    returns the folders that are new or changed.
 
     The same record gives the same bytes, and one that is there already stays. Neither weights nor
     logs are copied; samples.jsonl, which a done run must have, is empty where its text is not free.
-    Of diagnosis.json and generation.json go the numbers, never a text (see `beside`).
+    Of diagnosis.json and generation.json go the numbers, never a text (see `beside`). A run that
+    has not finished is laid down as queued, so that readers see what is to come.
     """
     changed = []
     for cell in cells.to_dict("records"):
-        if cell["status"] not in FINISHED:
+        if cell["status"] in (DAMAGED, DUPLICATE):
             continue
         run = Path(cell["path"])
         target = Path(out).joinpath(*run.absolute().parts[-4:])
-        files = _public_files(run)
+        if cell["status"] in FINISHED:
+            files = _public_files(run)
+        elif not target.exists():
+            files = _announcement(run)
+        else:
+            continue  # it is announced, or was finished once
         if all(_holds(target / name, content) for name, content in files.items()):
             continue
         shutil.rmtree(target, ignore_errors=True)
@@ -152,12 +158,26 @@ def restore(published: str | Path, results: str | Path) -> list[Path]:
     return laid
 
 
-def _public_files(run: Path) -> dict[str, bytes]:
-    """A run's files by name, as they may be published."""
+def _announcement(run: Path) -> dict[str, bytes]:
+    """The files of a run as if nobody had begun it."""
+    record, known = _read(run)
+    empty = {"reason": None, "selected_step": None, "summary": {}, "notes": {}, "cost": {}}
+    queued = {"status": "queued", **empty, "provenance": {}}
+    files = {"config.yaml": OmegaConf.to_yaml(OmegaConf.create(config(known))).encode()}
+    return files | {"run.json": _json(strip(record | queued))}
+
+
+def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's record and its configuration in plain types."""
     record = RunDirectory(run).read()
     assert record is not None, f"{run} was loaded"
     stored = run / "config.yaml"
-    known = _plain(stored.read_text()) if stored.is_file() else {}
+    return record, _plain(stored.read_text()) if stored.is_file() else {}
+
+
+def _public_files(run: Path) -> dict[str, bytes]:
+    """A run's files by name, as they may be published."""
+    record, known = _read(run)
     found = OmegaConf.create(known)
     places = [place for option in PLACES if (place := OmegaConf.select(found, option))]
     files = {"config.yaml": OmegaConf.to_yaml(OmegaConf.create(config(known))).encode()}

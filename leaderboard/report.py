@@ -27,6 +27,7 @@ from leaderboard.board import (
 )
 from leaderboard.inference import interval
 from leaderboard.load import DAMAGED, DUPLICATE, load_curves
+from leaderboard.statistics import unfinished
 
 UNKNOWN = "-"
 SHOWN = ("nll", "neg_elbo", "kl", "rec", "mi", "ppl", "i_read", "z_gain", "nll_gap", "elbo_gap")
@@ -126,8 +127,9 @@ def markdown(cells: pd.DataFrame, found: Sequence[Board], together: Overall | No
         parts.append(f"## {_plain(board.dataset)}\n")
         parts += [_table(board), *_untold(board)]
         parts += [part for view in views(board) for part in _view(view, "###")]
-        if pending := _pending(board):
-            parts.append("Not in the means:\n\n" + "".join(f"- {line}\n" for line in pending))
+        if pending := unfinished((row.name, cell) for row in board.rows for cell in row.cells):
+            lines = "".join(f"- {_plain(line)}\n" for line in pending)
+            parts.append(f"Not in the means:\n\n{lines}")
     if together:
         parts += _view(across(together), "##")
     return "\n".join(parts)
@@ -383,17 +385,6 @@ def _units(row: Row) -> str:
 
 def _difference(comparison: object) -> str:
     return number(comparison[0], comparison[1]) if isinstance(comparison, tuple) else UNKNOWN
-
-
-def _pending(board: Board) -> Iterable[str]:
-    found = []
-    for row in board.rows:
-        for cell in row.cells:
-            if cell["status"] != "done":
-                seed = "" if pd.isna(cell["seed"]) else f" seed {cell['seed']}"
-                reason = f": {cell['reason']}" if isinstance(cell["reason"], str) else ""
-                found.append(_plain(f"{row.name}{seed}: {cell['status']}{reason}"))
-    return found
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,27 @@ def half_width(values: Sequence[float]) -> float:
     if n < 3:
         return math.nan
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5)
+
+
+def unfinished(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Which runs, (name, cell) each, are not in the means and why; those that share it together."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for name, cell in runs:
+        if cell["status"] == "done":
+            continue
+        reason = cell["reason"] if isinstance(cell["reason"], str) else None
+        if reason is None and cell["status"] == "stopped":
+            at = cell["cost/steps"] if pd.isna(cell["cost/reached"]) else cell["cost/reached"]
+            reason = f"evaluated at step {at:.0f}, before its budget's end"
+        why = cell["status"] + (f", {reason}" if reason else "")
+        seeds = found.setdefault((name, why), [])
+        seeds += [] if pd.isna(cell["seed"]) else [int(cell["seed"])]
+    return [f"{name}{_seeds(seeds)}: {why}" for (name, why), seeds in found.items()]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    listed = ", ".join(map(str, sorted(seeds)))
+    return f" seed{'s' * (len(seeds) > 1)} {listed}" if seeds else ""
 
 
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:

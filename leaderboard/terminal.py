@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from leaderboard.statistics import summarise
+from leaderboard.statistics import summarise, unfinished
 
 UNKNOWN = "-"
 MEANS = {"nll": "nll", "gap": "nll_gap", "kl": "kl", "mi": "mi", "z-gain": "z_gain"} | {
@@ -64,12 +64,9 @@ def _show_dataset(dataset: str, variants: list[Row], runs: list[Row], console: C
         console.print(Text(text, style="bold"))
     keys = [(row["method"], row["id"]) for row in variants]
     names = dict(zip(keys, _names(variants), strict=True))
-    pending = [
-        _pending(run, names[run["method"], run["id"]])
-        for run in sorted(runs, key=lambda run: (run["method"], run["path"]))
-        if run["status"] != "done"
-    ]
-    for line in ["Not in the means:", *pending] if pending else []:
+    ordered = sorted(runs, key=lambda run: (run["method"], run["path"]))
+    pending = unfinished((names[run["method"], run["id"]], run) for run in ordered)
+    for line in ["Not in the means:", *(f"  {plain(line)}" for line in pending)] if pending else []:
         console.print(Text(line))
     console.print()
 
@@ -133,12 +130,3 @@ def _number(value: float, digits: int = 2) -> str:
     if math.isnan(value):
         return UNKNOWN
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.00
-
-
-def _pending(run: Row, name: str) -> str:
-    where = name if pd.isna(run["seed"]) else f"{name} seed {run['seed']}"
-    reason = run["reason"]
-    if reason is None and run["status"] == "stopped":
-        at = run["cost/steps"] if pd.isna(run["cost/reached"]) else run["cost/reached"]
-        reason = f"evaluated at step {_number(at, 0)}, before its budget's end"
-    return plain(f"  {where}: {run['status']}" + (f", {reason}" if reason else ""))

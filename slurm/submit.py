@@ -3,6 +3,8 @@
 Words are those of benchmark.run, with lists, range(a,b), glob(*) and method=all. Beside them:
   cluster=slurm|local|inline   job arrays, a detached runner on this machine, or here and now
   cluster.KEY=VALUE            a setting of configs/cluster/NAME.yaml, as cluster.partition=gpu
+  grids=FILE                   several grids in their order, a line of words each (`#` comments);
+                               the words of the command line go with every one
   only=missing|failed|stale|cancelled|all   which; missing: neither at an end nor in a job
   leaderboard=true             build the leaderboard when these cells have come to their end
   --dry-run                    say what would run, and roughly how long; submit nothing
@@ -11,6 +13,7 @@ The configuration of every cell is stored in its folder: later edits of configs/
 """
 
 import logging
+import shlex
 import sys
 import time
 from collections import Counter
@@ -48,6 +51,8 @@ class Order:
     """What a command line asks for."""
 
     words: list[str]
+    grids: list[list[str]]
+    """The words of each grid."""
     cluster: Cluster
     only: str
     dry_run: bool
@@ -62,12 +67,15 @@ def order(arguments: Sequence[str]) -> Order:
     words = [word for word in arguments if not word.startswith("-")]
     words = [f"cluster.{word}" if word.startswith("leaderboard=") else word for word in words]
     about = [word for word in words if word.partition("=")[0].partition(".")[0] == "cluster"]
+    files = [word for word in words if word.startswith("grids=")]
     chosen = [word for word in words if word.startswith("only=")]
     only = chosen[-1].removeprefix("only=") if chosen else "missing"
     if only not in CHOICES:
         raise UserError(f"only={only} is no choice; {compose.nearest(only, CHOICES)}.")
+    shared = [word for word in words if word not in {*about, *files, *chosen}]
     return Order(
-        words=[word for word in words if word not in about and word not in chosen],
+        words=[word for word in words if word not in {*about, *chosen}],
+        grids=read_grids(files[-1].removeprefix("grids="), shared) if files else [shared],
         cluster=clusters.load(about),
         only=only,
         dry_run="--dry-run" in flags,
@@ -75,12 +83,26 @@ def order(arguments: Sequence[str]) -> Order:
     )
 
 
-def plan(words: Sequence[str]) -> list[tuple[Cell, DictConfig]]:
-    """The cells, their paths made absolute: a job may start elsewhere. Raises UserError."""
+def read_grids(file: str, shared: Sequence[str]) -> list[list[str]]:
+    """The words of each grid of a file, the shared ones behind its own. Raises UserError."""
+    try:
+        lines = [shlex.split(line, comments=True) for line in Path(file).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"grids={file} cannot be read: {error}") from None
+    found = [[*words, *shared] for words in lines if words]
+    if not found:
+        raise UserError(f"grids={file} holds no grid: a line of words each, method=vae,lm seed=0.")
+    return found
+
+
+def plan(*grids: Sequence[str]) -> list[tuple[Cell, DictConfig]]:
+    """The cells of all grids, each once, their paths made absolute: a job may start elsewhere.
+    Raises UserError."""
     found: dict[str, tuple[Cell, DictConfig]] = {}
     with compose.hydra_ready():
-        for cell, config in planned(words):
-            found[cell.key] = cell, config
+        for words in grids:
+            for cell, config in planned(words):
+                found.setdefault(cell.key, (cell, config))
     for config in distinct(found.values()):
         if config.stop_after is not None:
             raise UserError("stop_after is for benchmark.run: a grid's cells run to their end.")
@@ -211,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def submit(asked: Order) -> int:
     """Submit what is asked for; returns the exit status. Raises UserError."""
-    cells = plan(asked.words)
+    cells = plan(*asked.grids)
     rehearse(cells)
     results = Path(cells[0][1].results_dir)
     inline = asked.cluster.executor is Executor.inline

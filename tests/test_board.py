@@ -141,7 +141,7 @@ def test_the_files_tell_all_and_are_the_same_twice(tmp_path: Path, capsys):
     out = tmp_path / "results/leaderboard"
     text = (out / "RESULTS.md").read_text()
     assert "| **free** | 5 | 32.04 ± " in text
-    assert r"broken seed 7: failed: a\|b \<i>\*" in text
+    assert r"broken seed 7: failed, a\|b \<i>\*" in text
     tidy = pd.read_parquet(out / "results.parquet")
     assert not tidy.duplicated(UNIQUE).any()
     assert len(tidy) == len(measurements(load_cells([tmp_path / "results"]))) > 0

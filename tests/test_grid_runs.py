@@ -88,6 +88,22 @@ def test_a_grid_is_composed_once_a_variant_and_data_set(words, monkeypatch):
     assert len(found) == 14 and len(composed) == 2
 
 
+def test_grids_of_a_file_are_one_submission(words, tmp_path, results, capsys):
+    """In their order, each cell once; what the command line says goes with every grid."""
+    file = tmp_path / "grids.txt"
+    file.write_text("# telling\nmethod=vae 'seed=range(1,3)'  # two\n\nmethod=lm,vae seed=0,1,2\n")
+    asked = submit.order([f"grids={file}", *words, "threads=1"])
+    found = [(cell.method, cell.seed) for cell, _ in submit.plan(*asked.grids)]
+    assert found == [("vae", 1), ("vae", 2), ("lm", 0), ("lm", 1), ("lm", 2), ("vae", 0)]
+    assert {config.threads for _, config in submit.plan(*asked.grids)} == {1}
+    file.write_text("method=lm seed=5\n")
+    assert submitted(f"grids={file}", *words, "cluster=inline") == 0
+    assert states(results) == {"done": 1}
+    file.write_text("# nothing\n")
+    assert submitted(f"grids={file}", *words, "--dry-run") == 1
+    assert "holds no grid" in capsys.readouterr().err
+
+
 def test_a_planned_cell_is_the_one_that_benchmark_run_makes(words):
     found = submit.plan([*words, "method=free_bits", "method.floor=0.5", "seed=3,5"])
     with compose.hydra_ready():
@@ -118,6 +134,7 @@ def test_jobs_may_start_in_another_folder(words, monkeypatch, tmp_path):
         ("cluster.classes=[{gpu: 1}]", "no resource 'gpu'; did you mean 'gpus'"),
         ("cluster.group=", "cluster.group= has no value"),
         ("leaderboard=maybe", "cluster.leaderboard must be true or false, not 'maybe'"),
+        ("grids=/nowhere", "grids=/nowhere cannot be read"),
         ("stop_after=1", "a grid's cells run to their end"),
         ("seed=", "seed= is an empty sweep"),
         ("method=free_bits method.per=group_batch method.groups=3", "does not divide the 8 units"),

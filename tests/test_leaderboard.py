@@ -16,7 +16,7 @@ from benchmark.record import SUMMARY, TRUTH, RunDirectory, read_metrics, validat
 from leaderboard import figures
 from leaderboard.__main__ import main
 from leaderboard.load import find_runs, load_cells, load_curves
-from leaderboard.statistics import half_width, summarise
+from leaderboard.statistics import half_width, summarise, unfinished
 from leaderboard.terminal import show
 
 IDS = {"plain": "0123456789ab", "other": "ba9876543210"}
@@ -159,6 +159,18 @@ def test_nothing_is_dropped(tmp_path: Path):
         assert f"plain seed {seed}: damaged, " in text
     assert "plain seed 5: running\n" in text
     assert "plain seed 6: stopped, evaluated at step 30, before its budget's end" in text
+
+
+def test_runs_that_wait_for_the_same_share_a_line():
+    waits = [{"seed": seed, "status": "queued", "reason": None} for seed in (4, 0)]
+    fell = {"seed": 1, "status": "failed", "reason": "no memory"}
+    done = {"seed": 2, "status": "done", "reason": None}
+    runs = [("a", waits[0]), ("a", fell), ("a", done), ("a", waits[1]), ("b", waits[0])]
+    assert unfinished(runs) == [
+        "a seeds 0, 4: queued",
+        "a seed 1: failed, no memory",
+        "b seed 4: queued",
+    ]
 
 
 def test_a_torn_last_line_costs_no_curve(tmp_path: Path):

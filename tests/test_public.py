@@ -144,12 +144,12 @@ def test_a_published_folder_loads_as_done_and_stays_as_it_is(tmp_path):
     (tmp_path / "r/toy/plain/0123456789ab/s4/units.npz").unlink()  # damaged
     cells, out = load_cells([tmp_path / "r"]), tmp_path / "out"
     made = publish(cells, out)
-    assert [path.name for path in made] == ["s0", "s1", "s2"]
+    assert [path.name for path in made] == ["s0", "s1", "s2", "s3"]
     assert all(record.validate(path) == [] for path in made)
     loaded = load_cells([out])
-    assert list(loaded["status"]) == ["done", "done", "diverged"]
+    assert list(loaded["status"]) == ["done", "done", "diverged", "queued"]
     same = [name for name in cells if name.startswith(("test/", "valid/", "cost/"))]
-    assert loaded[same].equals(cells[same].head(3))
+    assert loaded[same].head(3).equals(cells[same].head(3))
     before = contents(out)
     assert SENTENCE.encode() in before["toy/plain/0123456789ab/s0/samples.jsonl"]
     assert before["toy/plain/0123456789ab/s1/samples.jsonl"] == b""
@@ -166,6 +166,27 @@ def test_a_published_folder_loads_as_done_and_stays_as_it_is(tmp_path):
     assert {name for name, content in contents(out).items() if content != before[name]} == {
         "toy/plain/0123456789ab/s2/run.json"
     }
+
+
+def test_what_has_not_run_is_announced_until_it_has(tmp_path):
+    runs, out = tmp_path / "r", tmp_path / "out"
+    for seed in (1, 2):
+        write(runs, seed, "interrupted", f"by {USER}")
+    made = publish(load_cells([runs]), out)
+    for path in made:
+        assert [file.name for file in sorted(path.iterdir())] == ["config.yaml", "run.json"]
+        known = RunDirectory(path).read()
+        assert known is not None and known["status"] == "queued" and known["reason"] is None
+        assert not known["summary"] and not known["cost"] and not known["provenance"]
+    assert publish(load_cells([runs]), out) == publish(load_cells([out]), out) == []
+    shutil.rmtree(runs / "toy/plain/0123456789ab/s1")
+    write(runs, 1)
+    assert publish(load_cells([runs]), out) == [made[0]]
+    assert list(load_cells([out])["status"]) == ["done", "queued"]
+    before = contents(out)
+    shutil.rmtree(runs / "toy/plain/0123456789ab/s1")
+    write(runs, 1, "interrupted")  # as it is run anew
+    assert publish(load_cells([runs]), out) == [] and contents(out) == before
 
 
 def poisoned(value: Any) -> Any:
