@@ -195,9 +195,11 @@ class Equal:
 
 @dataclass
 class Board:
-    """The rows of one data set, best first, the unknown last."""
+    """The rows of one data set and budget, best first, the unknown last."""
 
     dataset: str
+    """Its name, and what sets it apart from another board of that name."""
+    name: str
     hash: str | None
     rows: list[Row]
     methods: list[Selected] = field(default_factory=list)
@@ -206,6 +208,8 @@ class Board:
     """method -> rate -> NLL, between its variants; of methods with several of a known rate."""
     equal: dict[str, Equal] = field(default_factory=dict)
     """By COSTS; empty where fewer than two rows have told of their training."""
+    others: "list[Board]" = field(default_factory=list)
+    """Of the same data at other budgets, if this one's is that of the most runs."""
 
     def row(self, name: str | None) -> Row | None:
         return next((row for row in self.rows if row.name == name), None)
@@ -216,7 +220,8 @@ Trails = dict[tuple[Any, ...], list[Array]]
 
 
 def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Board]:
-    """One board a data set and content; a cell that has not told its content goes with the most.
+    """One board a data set, content and budget; a cell that has not told its content, or its
+    budget, goes with the most.
 
     curves: of `load_curves`, without which there is no comparison at equal cost.
     """
@@ -237,7 +242,20 @@ def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Boar
                 c for c in here if by_id.get(c["id"], ranked[0] if ranked else None) == content
             ]
             label = f"{dataset} ({content[:6]})" if content and len(ranked) > 1 else dataset
-            found.append(_board(label, content, members, trails))
+            sizes = Counter(c["budget"] for c in members if isinstance(c["budget"], str))
+            budgets = sorted(sizes, key=lambda budget: (-sizes[budget], budget)) or [None]
+            main, *others = (
+                _board(
+                    label if budget == budgets[0] else f"{label}, {budget}",
+                    dataset,
+                    content,
+                    [c for c in members if (c["budget"] or budgets[0]) == budget],
+                    trails,
+                )
+                for budget in budgets
+            )
+            main.others = others
+            found += [main, *others]
     return found
 
 
@@ -252,7 +270,7 @@ def _trails(curves: pd.DataFrame) -> Trails:
     return found
 
 
-def _board(label: str, content: str | None, cells: list[Cell], trails: Trails) -> Board:
+def _board(label: str, name: str, content: str | None, cells: list[Cell], trails: Trails) -> Board:
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell["method"], cell["id"]), []).append(cell)
@@ -265,7 +283,7 @@ def _board(label: str, content: str | None, cells: list[Cell], trails: Trails) -
     rows.sort(key=lambda row: (math.isnan(row.means["nll"][0]), row.means["nll"][0], row.name))
     _compare(rows)
     equal = {name: found for name in COSTS if (found := _equal(rows, trails, name))}
-    return Board(label, content, rows, _select(rows), _at_rates(rows), equal)
+    return Board(label, name, content, rows, _select(rows), _at_rates(rows), equal)
 
 
 def _name(cells: list[Cell]) -> str:
@@ -500,9 +518,11 @@ class Overall:
 def overall(found: Sequence[Board]) -> Overall | None:
     """The comparison across data sets, of which a variant has to have two; None where none does.
 
-    Which data sets: those of one of the variants, such that they and the variants that have them
-    all make the most scores.
+    Of each data set the budget of the most runs. Which data sets: those of one of the variants,
+    such that they and the variants that have them all make the most scores.
     """
+    smaller = {other.dataset for board in found for other in board.others}
+    found = [board for board in found if board.dataset not in smaller]
     scored = {board.dataset: (board, _scores(board)) for board in found}
     present: dict[str, set[str]] = {}
     for dataset, (_, scores) in scored.items():

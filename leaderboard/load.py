@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from numpy.typing import NDArray
 
 from benchmark.record import (
@@ -30,6 +31,8 @@ from benchmark.record import (
 )
 
 log = logging.getLogger(__name__)
+
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 DAMAGED, DUPLICATE = "damaged", "duplicate"
 """Two statuses beside the record's own: a directory that cannot be trusted, and another copy of
@@ -45,7 +48,7 @@ COST = (
 )
 PROVENANCE = ("commit", "fingerprint", "result_version", "data_hash")
 COLUMNS = (
-    *(*KEY, "variant", "status", "reason", "selected_step", "path"),
+    *(*KEY, "variant", "status", "reason", "selected_step", "budget", "path"),
     *(f"{split}/{name}" for split in SPLITS for name in SUMMARY),
     *(f"cost/{name}" for name in COST),
     *(f"provenance/{name}" for name in PROVENANCE),
@@ -130,6 +133,7 @@ def _row(path: Path) -> dict[str, Any]:
     dataset, method, identity, seed = path.absolute().parts[-4:]
     row: dict[str, Any] = {"dataset": dataset, "method": method, "id": identity, "path": str(path)}
     row |= {"seed": int(seed[1:]) if re.fullmatch(r"s\d+", seed) else None}
+    row["budget"] = _budget(path / "config.yaml")
     try:
         problems, record = validate(path, _lines), RunDirectory(path).read()
     except (OSError, ValueError) as error:
@@ -146,6 +150,25 @@ def _row(path: Path) -> dict[str, Any]:
     if problems:
         row |= {"status": DAMAGED, "reason": "; ".join(problems)}
     return row
+
+
+def _budget(path: Path) -> str | None:
+    """The name and size of a run's budget, by its config.yaml; None where that does not say. What
+    ends by a rule of its own has no size."""
+    try:
+        block = re.search(r"^budget:(?:.*\n(?: .*\n)*)", path.read_text(encoding="utf-8"), re.M)
+        found = yaml.load(block[0], YAML)["budget"] if block else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    steps, epochs = found.get("steps"), found.get("epochs")
+    size = None
+    if isinstance(steps, int) and steps:
+        size = f"{steps:,} steps"
+    elif isinstance(epochs, int | float) and not found.get("halving"):
+        size = f"{epochs:g} epochs"
+    return ", ".join(str(part) for part in (found.get("name"), size) if part) or None
 
 
 def _lines(path: Path) -> Lines:

@@ -29,12 +29,11 @@ from benchmark.record import RESULT_VERSION
 from leaderboard import beside, published
 from leaderboard.board import MEASURES, PLAIN, Board, Overall, Row
 from leaderboard.inference import Comparison
-from leaderboard.load import DAMAGED, DUPLICATE
+from leaderboard.load import DAMAGED, DUPLICATE, YAML
 from leaderboard.plots import Plot
 from leaderboard.report import UNKNOWN, View, across, number, significance, untold, views
 
 HERE = Path(__file__).parent
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SAMPLES, LONGEST = 3, 400  # of a kind, a variant; letters of a text
 DRAWN = ("units", "signal", "plane", "residuals")
 """The figures of a diagnosis that are small enough to be here for every variant."""
@@ -472,8 +471,7 @@ def _published(
     for row in board.rows:
         if row.name != row.method or not row.done:
             continue  # papers have no row for our variants
-        name = re.sub(r" \([0-9a-f]{6}\)$", "", board.dataset)
-        theirs = published.beside(name, row.method, table)
+        theirs = published.beside(board.name, row.method, table)
         if theirs.empty:
             continue
         trail = tested[(tested["method"] == row.method) & (tested["id"] == row.id)]

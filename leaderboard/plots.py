@@ -66,6 +66,7 @@ from benchmark.diagnosis.words import nats
 from leaderboard import beside
 from leaderboard.board import LANGUAGE_MODEL, Board, Row
 from leaderboard.inference import Array, paired
+from leaderboard.load import YAML
 
 COLOURS = 12
 MARKERS = "os^DvPX<>phd"
@@ -170,9 +171,16 @@ def sheets(
     """The figures by name, one after another. by_row: of `trails`."""
     numbers = colours([board]) if colours_ is None else colours_
     rows = [_series(i, row, by_row, numbers) for i, row in enumerate(board.rows) if row.done]
+    same = {(s.row.method, _label(s.row)): s for s in rows}
+    elsewhere = [  # at other budgets, in the colours of this one
+        replace(same[key], row=row)
+        for other in board.others
+        for row in other.rows
+        if row.done and (key := (row.method, _label(row))) in same
+    ]
     for name, make in FIGURES.items():
         with style():
-            sheet = make(rows)
+            sheet = make([*rows, *elsewhere] if make is _price else rows)
             if sheet is not None:
                 yield name, sheet
 
@@ -601,11 +609,11 @@ def _price(rows: Sequence[Series]) -> Sheet | None:
     for s in rows:
         alike[s.row.method, _label(s.row)].append(s)
     several = [s for group in alike.values() if len(group) > 1 for s in group]
-    settings = {s.gid: _settings(s.row) for s in several}
-    models = {settings[s.gid][1]: s.row for s in several if _label(s.row) == LANGUAGE_MODEL}
+    settings = {_key(s.row): _settings(s.row) for s in several}
+    models = {settings[_key(s.row)][1]: s.row for s in several if _label(s.row) == LANGUAGE_MODEL}
     lines: dict[Any, list[tuple[float, float, Series]]] = defaultdict(list)
     for s in several:
-        rest, budget = settings[s.gid]
+        rest, budget = settings[_key(s.row)]
         steps = _drawable(np.mean([cell["cost/steps"] for cell in s.row.done]))
         model = models.get(budget)
         if model is not None and _label(s.row) != LANGUAGE_MODEL and steps > 0:
@@ -660,7 +668,7 @@ def _settings(row: Row) -> tuple[str, str]:
     """What else defines the variant, and its budget, by its configuration; as text."""
     try:
         text = (Path(row.done[0]["path"]) / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(text, YAML)
     except (OSError, ValueError, yaml.YAMLError):
         config = None
     config = config if isinstance(config, dict) else {}

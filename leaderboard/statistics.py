@@ -54,8 +54,8 @@ def _seeds(seeds: Sequence[int]) -> str:
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     """One row a variant on a data set, by data set and nll, the unknown last.
 
-    Columns: VARIANT, `variant`; `done` of `cells` seeds; of the done ones, `<measure>` (the test
-    split's mean) with `<measure>_half` of its interval, `seconds` of training, `verdict`.
+    Columns: VARIANT, `variant`, `budget`; `done` of `cells` seeds; of the done ones, `<measure>`
+    (the test split's mean) with `<measure>_half` of its interval, `seconds` of training, `verdict`.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells.to_dict("records"):
@@ -68,6 +68,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         # the shortest: an override that repeats a default leaves the identity as it was
         labels = [cell["variant"] for cell in group if cell["variant"] is not None]
         row["variant"] = min(labels, key=lambda label: (len(label), label), default=row["method"])
+        row["budget"] = next((cell["budget"] for cell in group if cell["budget"]), None)
         row |= {"done": len(done), "cells": len(group)}
         for name in MEASURES:
             values = [cell[f"test/{name}"] for cell in done]
@@ -76,7 +77,17 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         row["verdict"] = _verdict([cell["test/verdict"] for cell in done])
         rows.append(row)
     halves = [f"{name}_half" for name in MEASURES]
-    columns = [*VARIANT, "variant", "done", "cells", *MEASURES, *halves, "seconds", "verdict"]
+    columns = [
+        *VARIANT,
+        "variant",
+        "budget",
+        "done",
+        "cells",
+        *MEASURES,
+        *halves,
+        "seconds",
+        "verdict",
+    ]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(["dataset", "nll", "variant", "id"], ignore_index=True)
 

@@ -88,12 +88,19 @@ def _columns(variants: list[Row], plus_minus: str) -> Columns:
 
 
 def _names(variants: list[Row]) -> list[str]:
-    """What to call each variant; those that differ elsewhere than in the method's own fields, as
-    in the budget, have one label, and get their identity to it."""
+    """What to call each variant; those that differ elsewhere than in the method's own fields have
+    one label, and get their budget to it, or else their identity."""
     labels = [row["variant"] for row in variants]
+    budgets = [f"{row['variant']} ({row['budget']})" for row in variants]
+    identities = [f"{row['variant']} ({row['id'][:6]})" for row in variants]
+    choices = zip(labels, budgets, identities, strict=True)
     return [
-        plain(f"{row['variant']} ({row['id'][:6]})" if labels.count(row["variant"]) > 1 else label)
-        for row, label in zip(variants, labels, strict=True)
+        plain(
+            label
+            if labels.count(label) == 1
+            else (budget if budgets.count(budget) == 1 else identity)
+        )
+        for label, budget, identity in choices
     ]
 
 

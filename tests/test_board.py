@@ -123,6 +123,43 @@ def test_two_contents_are_two_boards(tmp_path: Path):
     assert found == {"toy (h)": ["vae"], "toy (other-)": ["free"]}
 
 
+def test_two_budgets_are_two_boards(tmp_path: Path):
+    """The larger budget is no variant that a search found, nor a row to tie with."""
+    for method, steps, seeds in (("vae", 10, 2), ("free", 10, 2), ("vae", 40, 1)):
+        for seed in range(seeds):
+            at = write(tmp_path, method, seed, nll=34.0, identity=f"{steps:012d}").path
+            text = f"budget:\n  name: own\n  epochs: {steps}\nseed: {seed}\n"
+            (at / "config.yaml").write_text(text)
+    write(tmp_path, "free", 7, status="failed", reason="full", identity="f" * 12)
+    (tmp_path / "toy/free" / ("f" * 12) / "s7/config.yaml").write_text("nothing\n")
+    main, other = boards(load_cells([tmp_path]))
+    assert (main.dataset, other.dataset) == ("toy", "toy, own, 40 epochs")
+    assert [(row.method, len(row.cells)) for row in main.rows] == [
+        ("free", 2),
+        ("vae", 2),
+        ("free", 1),
+    ]
+    assert [(row.name, len(row.cells)) for row in other.rows] == [("vae", 1)]
+    assert main.others == [other] and other.others == []
+    assert {choice.method: choice.tried for choice in main.methods} == {"free": 1, "vae": 1}
+
+
+@pytest.mark.parametrize(
+    ("budget", "size"),
+    [
+        ("{name: smoke, epochs: null, steps: 200}", "smoke, 200 steps"),
+        ("{name: paper, epochs: 100, steps: null, halving: {patience: 2}}", "paper"),
+        ("\n  name: own\n  epochs: 10\n  halving: null\nmodel: {}", "own, 10 epochs"),
+        ("[1]", None),
+        ("{", None),
+    ],
+)
+def test_a_budget_is_told_by_its_name_and_size(tmp_path: Path, budget, size):
+    at = write(tmp_path).path
+    (at / "config.yaml").write_text(f"seed: 0\nbudget: {budget}\n")
+    assert list(load_cells([tmp_path])["budget"]) == [size]
+
+
 def test_unfinished_cells_are_in_the_counts_and_not_in_the_means(tmp_path: Path):
     run(tmp_path, "vae", 0, 34.0)
     identity = next(iter(only(tmp_path).rows)).id

@@ -235,7 +235,7 @@ def test_a_published_figure_stands_beside_ours_with_the_reason(tmp_path: Path):
     papers = printed[(printed["dataset"] == "ptb") & (printed["method"] == "kl_annealing")]
     run(tmp_path, "kl_annealing", 0, 101.0, neg_elbo=102.0)
     (board,) = boards(load_cells([tmp_path]))
-    board.dataset = "ptb"
+    board.name = "ptb"
     trail = pd.DataFrame(columns=["method", "id", "metric", "estimator"])
     lines = page._published(board, trail, {row.id: {"sizes": {}} for row in board.rows})
     assert len(lines) == len(papers) > 0

@@ -239,7 +239,9 @@ def test_the_price_is_paid_by_budget(tmp_path: Path):
                 (new / "run.json").write_text(text.replace('"steps": 30', f'"steps": {steps}'))
                 (new / "config.yaml").write_text(f"method: {method}\nbudget: {{steps: {steps}}}\n")
     write(tmp_path / "all", "vae", status="failed", reason="full", identity="f" * 12)
-    sheet = sheets(only(tmp_path / "all"))["price"]
+    main, other = boards(load_cells([tmp_path / "all"]))
+    assert main.others == [other] and other.dataset == "toy, 400 steps"
+    sheet = sheets(main)["price"]
     lines = [line.get_xydata() for line in sheet.figure.axes[0].lines]
     assert np.array([[100, 3.0], [400, 2.5]]) == pytest.approx(np.asarray(lines[1]))
     assert "vae is +2.50 nats" in sheet.title
@@ -496,7 +498,7 @@ def test_no_value_is_too_strange_to_be_drawn(tmp_path: Path, value: Any, n: int)
 
 
 def test_what_is_not_there_is_not_drawn(tmp_path: Path):
-    assert plots(Board("empty", None, []), curves(tmp_path)) == []
+    assert plots(Board("empty", "empty", None, []), curves(tmp_path)) == []
     run(tmp_path / "one", "vae", 0, 34.0)
     names = {plot.name for plot in made(tmp_path / "one")}
     assert names == {"rate-distortion", "z-gain", "learning"}
