@@ -63,6 +63,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return mean(values), half_width(values)
 
 
+def prediction_interval(values: Sequence[float], runs: int = 1) -> tuple[float, float]:
+    """Their mean and half of the 95 % interval that the mean of `runs` more of their kind will lie
+    in (of normal values, by Student's t), NaN for fewer than three."""
+    middle, half = interval(values)
+    return middle, half * math.sqrt(1 + len(values) / runs)
+
+
 def paired(ours: Any, theirs: Any) -> Comparison:
     """The t test of the differences (Student 1908): seed -> value each, of which the common seeds
     count, or aligned [S]. Fewer than three pairs have a mean alone.

@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +50,6 @@ CHOICES["all"] = {state for states in CHOICES.values() for state in states}
 class Order:
     """What a command line asks for."""
 
-    words: list[str]
     grids: list[list[str]]
     """The words of each grid."""
     cluster: Cluster
@@ -74,7 +73,6 @@ def order(arguments: Sequence[str]) -> Order:
         raise UserError(f"only={only} is no choice; {compose.nearest(only, CHOICES)}.")
     shared = [word for word in words if word not in {*about, *files, *chosen}]
     return Order(
-        words=[word for word in words if word not in {*about, *chosen}],
         grids=read_grids(files[-1].removeprefix("grids="), shared) if files else [shared],
         cluster=clusters.load(about),
         only=only,
@@ -98,19 +96,24 @@ def read_grids(file: str, shared: Sequence[str]) -> list[list[str]]:
 def plan(*grids: Sequence[str]) -> list[tuple[Cell, DictConfig]]:
     """The cells of all grids, each once, their paths made absolute: a job may start elsewhere.
     Raises UserError."""
-    found: dict[str, tuple[Cell, DictConfig]] = {}
+    return [(cell, config) for cell, config, _ in worded(*grids)]
+
+
+def worded(*grids: Sequence[str]) -> list[tuple[Cell, DictConfig, list[str]]]:
+    """`plan`, each cell with its own words of its grid's. Raises UserError."""
+    found: dict[str, tuple[Cell, DictConfig, list[str]]] = {}
     with compose.hydra_ready():
         for words in grids:
-            for cell, config in planned(words):
-                found.setdefault(cell.key, (cell, config))
-    for config in distinct(found.values()):
+            for own, (cell, config) in zip(compose.sweep(words), planned(words), strict=True):
+                found.setdefault(cell.key, (cell, config, own))
+    for config in distinct((cell, config) for cell, config, _ in found.values()):
         if config.stop_after is not None:
             raise UserError("stop_after is for benchmark.run: a grid's cells run to their end.")
         for key in ("results_dir", "data_dir"):
             config[key] = str(Path(config[key]).absolute())
         if config.dataset.path is not None:
             config.dataset.path = str(Path(config.dataset.path).absolute())
-    if len({config.results_dir for config in distinct(found.values())}) > 1:
+    if len({config.results_dir for _, config, _ in found.values()}) > 1:
         raise UserError("a grid has one results_dir; submit to each of them.")
     return list(found.values())
 
@@ -143,10 +146,12 @@ def prepare(cells: Iterable[tuple[Cell, DictConfig]]) -> None:
 
 
 def lay_down(
-    results: Path, cells: Iterable[tuple[Cell, DictConfig]], words: Sequence[str] = ()
+    results: Path,
+    cells: Iterable[tuple[Cell, DictConfig]],
+    words: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Make the cells' folders, each with its configuration, the code's fingerprint and the words
-    that the grid was asked for with."""
+    that it was asked for with, by its key."""
     fingerprints: dict[str, str] = {}
     for cell, config in cells:
         directory = record.RunDirectory(cell.path(results))
@@ -154,7 +159,8 @@ def lay_down(
             continue
         if cell.id not in fingerprints:
             fingerprints[cell.id] = record.fingerprint(compose.method_files(config.method))
-        submitted = {"fingerprint": fingerprints[cell.id], "words": list(words)}
+        own = list((words or {}).get(cell.key, ()))
+        submitted = {"fingerprint": fingerprints[cell.id], "words": own}
         directory.create(cell, stored(cell, config), {"submitted": submitted})
 
 
@@ -194,7 +200,7 @@ def fan_out(
     cells: Sequence[tuple[Cell, DictConfig]],
     states: Set[str],
     cluster: Cluster,
-    words: Sequence[str],
+    words: Mapping[str, Sequence[str]],
 ) -> list[Standing]:
     """Submit those of the cells that stand so once the right is ours; returns how each stood then.
     Raises record.Busy while another process submits, Refused, and UserError where the scheduler is
@@ -233,7 +239,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def submit(asked: Order) -> int:
     """Submit what is asked for; returns the exit status. Raises UserError."""
-    cells = plan(*asked.grids)
+    found = worded(*asked.grids)
+    cells = [(cell, config) for cell, config, _ in found]
+    words = {cell.key: own for cell, _, own in found}
     rehearse(cells)
     results = Path(cells[0][1].results_dir)
     inline = asked.cluster.executor is Executor.inline
@@ -245,7 +253,7 @@ def submit(asked: Order) -> int:
     # who stays builds the leaderboard
     cluster = replace(asked.cluster, leaderboard=False) if stays else asked.cluster
     wanted = CHOICES[asked.only]
-    standings = fan_out(results, cells, wanted, cluster, asked.words)
+    standings = fan_out(results, cells, wanted, cluster, words)
     chosen = [standing for standing in standings if standing.state in wanted]
     _say(_summary(standings, chosen, asked))
     unknown = [standing.cell for standing in standings if standing.state == "unknown"]
@@ -265,7 +273,7 @@ def submit(asked: Order) -> int:
         status = wait(
             *(results, list(mine)),
             # not what is lost, which goes on as it was submitted
-            lambda: fan_out(results, list(mine.values()), {"missing"}, cluster, asked.words),
+            lambda: fan_out(results, list(mine.values()), {"missing"}, cluster, words),
         )
     if asked.cluster.leaderboard and page.build(results):
         _say(str(page.told(results)))

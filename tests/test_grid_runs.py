@@ -96,9 +96,15 @@ def test_grids_of_a_file_are_one_submission(words, tmp_path, results, capsys):
     found = [(cell.method, cell.seed) for cell, _ in submit.plan(*asked.grids)]
     assert found == [("vae", 1), ("vae", 2), ("lm", 0), ("lm", 1), ("lm", 2), ("vae", 0)]
     assert {config.threads for _, config in submit.plan(*asked.grids)} == {1}
-    file.write_text("method=lm seed=5\n")
+    file.write_text("method=lm seed=5 budget.clip=3,4\n")
     assert submitted(f"grids={file}", *words, "cluster=inline") == 0
-    assert states(results) == {"done": 1}
+    found = [known for _, known in record.scan(results)]
+    assert [known["status"] for known in found] == ["done", "done"]
+    for known in found:
+        with compose.hydra_ready():
+            own = known["provenance"]["submitted"]["words"]
+            alone, method = compose.cell(own)
+            assert run.make_cell(alone, method, own).id == known["cell"]["id"]
     file.write_text("# nothing\n")
     assert submitted(f"grids={file}", *words, "--dry-run") == 1
     assert "holds no grid" in capsys.readouterr().err
@@ -187,8 +193,9 @@ def test_the_estimate_grows_with_the_work(words):
 
 def test_the_estimate_knows_how_slow_a_method_was(words, results):
     assert submitted(*words, "method=lm,vae", "cluster=inline") == 0
-    for _, known in record.scan(results):
-        assert known["provenance"]["submitted"]["words"] == [*words, "method=lm,vae"]
+    for _, known in record.scan(results):  # each by the words that make it alone
+        own = known["provenance"]["submitted"]["words"]
+        assert own == [*words, f"method={known['cell']['method']}"]
     path = next(results.glob("synthetic/vae/*/s0/run.json"))
     known = json.loads(path.read_text())
     known["cost"]["train_seconds"] = 36_000.0

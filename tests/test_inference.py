@@ -27,6 +27,25 @@ def test_the_interval_is_the_mean_and_students_half():
     assert np.isnan(inference.interval([1.0, 2.0, 3.0, NAN])).all()
 
 
+def test_the_prediction_interval_is_students_and_widens_with_the_noise_of_what_it_predicts():
+    # t(0.975, 2) = 4.302653, s = 1: of one more, s sqrt(1 + 1/3); of the mean of five, 1/5 + 1/3
+    for runs, variance in ((1, 4 / 3), (5, 8 / 15)):
+        middle, half = inference.prediction_interval([1.0, 2.0, 3.0], runs)
+        assert (middle, half) == (2.0, pytest.approx(4.302653 * variance**0.5, abs=1e-5))
+    assert inference.prediction_interval([1.0, 3.0]) == (2.0, pytest.approx(NAN, nan_ok=True))
+    assert np.isnan(inference.prediction_interval([])).all()
+    assert inference.prediction_interval([4.0] * 3) == (4.0, 0.0)
+
+
+@pytest.mark.parametrize(("n", "runs"), [(3, 1), (5, 1), (5, 5)])
+def test_the_prediction_interval_covers(n, runs):
+    rng, trials = np.random.default_rng(0), 4_000
+    ours, theirs = rng.normal(size=(trials, n)), rng.normal(size=(trials, runs)).mean(1)
+    found = np.array([inference.prediction_interval(row.tolist(), runs) for row in ours])
+    inside = np.mean(abs(theirs - found[:, 0]) <= found[:, 1])
+    assert abs(inside - 0.95) < 4 * (0.95 * 0.05 / trials) ** 0.5
+
+
 SLEEP = ([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1])
 SLEEP[1].extend([4.4, 5.5, 1.6, 4.6, 3.4])
 
