@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1  # of run.json and of a cell's identity
-RESULT_VERSION = 1  # raised when the same cell would now give other numbers: done cells are stale
+RESULT_VERSION = 1  # raised when the same cell would now give other numbers: CHANGELOG.md
 
 STATUSES = (
     *("queued", "running", "interrupted", "stopped", "done"),
