@@ -22,6 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
+from benchmark.record import RESULT_VERSION
 from leaderboard.inference import (
     Array,
     Comparison,
@@ -110,6 +111,11 @@ class Row:
     @cached_property
     def seeds(self) -> dict[int, Cell]:
         return {int(cell["seed"]): cell for cell in self.done}
+
+    @property
+    def stale(self) -> bool:
+        """Whether a version of the code made it whose results are not those of now."""
+        return any(cell["provenance/result_version"] != RESULT_VERSION for cell in self.done)
 
     @property
     def is_placebo(self) -> bool:

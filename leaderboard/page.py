@@ -149,6 +149,7 @@ def _board(board: Board, tested: pd.DataFrame, plots: Sequence[Plot]) -> dict[st
             {
                 "name": printable(row.name),
                 "best": row.best,
+                "stale": row.stale,
                 "tint": tint,
                 "cells": [column.value(row) for column in shown],
                 **runs[row.id],

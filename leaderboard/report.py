@@ -152,6 +152,7 @@ def _table(board: Board) -> str:
     lines = []
     for row in board.rows:
         name = f"**{_plain(row.name)}**" if row.best else _plain(row.name)
+        name += " (stale)" if row.stale else ""
         count = (
             f"{len(row.done)}"
             if len(row.done) == len(row.cells)
@@ -420,7 +421,7 @@ def tex(found: Sequence[Board]) -> str:
         lines = [f"% {board.dataset}", f"\\begin{{tabular}}{{lr{'r' * len(shown)}l}}", r"\toprule"]
         lines += [" & ".join(heads) + r" \\", r"\midrule"]
         for row in board.rows:
-            name = row.name.translate(TEX)
+            name = row.name.translate(TEX) + (" (stale)" if row.stale else "")
             values = [number(*row.means[name_], style="tex") for name_ in shown]
             first = f"\\textbf{{{name}}}" if row.best else name
             lines.append(" & ".join([first, str(len(row.done)), *values, row.groups]) + r" \\")

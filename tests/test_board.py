@@ -1,5 +1,6 @@
 """What the board says of runs written by hand, and the files it is written to."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,15 +193,34 @@ def test_the_files_tell_all_and_are_the_same_twice(tmp_path: Path, capsys):
     assert first == second and len(first) >= 3
 
 
+def outdate(path: Path) -> None:
+    """Make a record one of an older version of the code."""
+    known = json.loads(path.read_text())
+    known["provenance"]["result_version"] = 0
+    path.write_text(json.dumps(known))
+
+
+def test_rows_of_an_older_version_are_marked(tmp_path: Path):
+    grid(tmp_path / "r", vae=34.0, free=32.0)
+    outdate(next((tmp_path / "r/toy/free").rglob("s1/run.json")))
+    assert main([str(tmp_path / "r"), "--out", str(tmp_path)]) == 0
+    text, tex_ = ((tmp_path / name).read_text() for name in ("RESULTS.md", "table.tex"))
+    assert "**free** (stale) |" in text and "| vae |" in text and text.count("(stale)") == 1
+    assert tex_.count("(stale)") == 1
+    assert (tmp_path / "index.html").read_text().count('<span class="quiet">stale</span>') == 1
+
+
 def test_check_lists_what_is_not_to_be_trusted(tmp_path: Path, capsys):
     grid(tmp_path, vae=34.0)
     write(tmp_path, "broken", 1, status="failed", reason="out of memory", identity="0" * 12)
     torn = next((tmp_path / "toy/vae").rglob("s2/run.json"))
     torn.write_text(torn.read_text()[:50])
+    outdate(next((tmp_path / "toy/vae").rglob("s3/run.json")))
     assert main([str(tmp_path), "--check"]) == 1
     said = capsys.readouterr().out
     assert "s1: failed: out of memory" in said and "s2: damaged" in said
-    assert "stale: of result version" in said  # written by hand, without one
+    assert "s3: stale: of result version 0, this code's is" in said
+    assert said.count("stale") == 1
     assert said.endswith("6 runs checked\n") and not (tmp_path / "leaderboard").exists()
 
 

@@ -12,7 +12,14 @@ import pytest
 from rich.console import Console
 
 from benchmark.grid import Cell
-from benchmark.record import SUMMARY, TRUTH, RunDirectory, read_metrics, validate
+from benchmark.record import (
+    RESULT_VERSION,
+    SUMMARY,
+    TRUTH,
+    RunDirectory,
+    read_metrics,
+    validate,
+)
 from leaderboard import figures
 from leaderboard.__main__ import main
 from leaderboard.load import find_runs, load_cells, load_curves
@@ -65,7 +72,7 @@ def write(
             summary={"valid": base | {"nll": valid}, "test": summary} if finished else {},
             notes=notes,
             cost={"train_seconds": 10.0 + seed, "steps": 30},
-            provenance={"data_hash": "h"},
+            provenance={"data_hash": "h", "result_version": RESULT_VERSION},
         )
     return run
 
