@@ -226,8 +226,8 @@ Trails = dict[tuple[Any, ...], list[Array]]
 
 
 def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Board]:
-    """One board a data set, content and budget; a cell that has not told its content, or its
-    budget, goes with the most.
+    """One board a data set, content and budget, those without a finished run last; a cell that has
+    not told its content, or its budget, goes with the most.
 
     curves: of `load_curves`, without which there is no comparison at equal cost.
     """
@@ -262,7 +262,7 @@ def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Boar
             )
             main.others = others
             found += [main, *others]
-    return found
+    return sorted(found, key=lambda board: not any(row.done for row in board.rows))
 
 
 def _trails(curves: pd.DataFrame) -> Trails:
@@ -348,6 +348,10 @@ def _pays(
     row: Row, model: Row, by_sentence: Mapping[str, dict[int, Array]]
 ) -> tuple[str | None, str]:
     """`Row.pays` and `Row.why_not`."""
+    if not row.done:
+        return None, ""  # as the count of its runs says
+    if all(math.isnan(cell["test/nll"]) for cell in row.done):
+        return None, "there is no likelihood to compare"
     word = pays(by_sentence[row.name], by_sentence[model.name])
     if word is None:
         return None, f"fewer than three seeds share their sentences with {model.name}"

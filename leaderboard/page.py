@@ -156,16 +156,15 @@ def _board(board: Board, tested: pd.DataFrame, plots: Sequence[Plot]) -> dict[st
                 "slots": UNKNOWN if filled is None else " + ".join(filled) or "none",
             }
         )
-    pending = [
-        (row.name, seed, cell["status"], _reason(cell))
-        for row in board.rows
-        for cell in row.cells
-        for seed in ["?" if pd.isna(cell["seed"]) else int(cell["seed"])]
-        if cell["status"] != "done"
-    ]
-    pending += [
-        (row.name, seed, "missing", "") for row in board.rows for seed in _absent(board, row)
-    ]
+    pending: dict[tuple[str, str, str], list[int | str]] = {}
+    for row in board.rows:
+        for cell in row.cells:
+            if cell["status"] != "done":
+                why = (row.name, cell["status"], _reason(cell))
+                seed = "?" if pd.isna(cell["seed"]) else int(cell["seed"])
+                pending.setdefault(why, []).append(seed)
+        if absent := _absent(board, row):
+            pending[row.name, "missing", ""] = [*absent]
     return {
         "key": _slug(board.dataset),
         "dataset": board.dataset,
@@ -179,7 +178,11 @@ def _board(board: Board, tested: pd.DataFrame, plots: Sequence[Plot]) -> dict[st
         "published": _published(board, tested, runs),
         "samples": _side_by_side(rows),
         "diagnoses": _diagnoses(board),
-        "pending": pending,
+        "waiting": sum(map(len, pending.values())),
+        "pending": [
+            (name, ", ".join(map(str, sorted(seeds, key=str))), state, reason)
+            for (name, state, reason), seeds in pending.items()
+        ],
     }
 
 

@@ -124,6 +124,18 @@ def test_two_contents_are_two_boards(tmp_path: Path):
     assert found == {"toy (h)": ["vae"], "toy (other-)": ["free"]}
 
 
+def test_a_row_without_a_likelihood_says_so_and_a_board_without_runs_comes_last(tmp_path: Path):
+    grid(tmp_path, lm=34.0, free=33.0)
+    for seed in range(5):
+        write(tmp_path, "implicit", seed, nll=None, identity="a" * 12)
+    write(tmp_path, "late", 0, status="queued", identity="b" * 12)
+    write(tmp_path, "vae", 0, status="queued", dataset="a_first", identity="c" * 12)
+    found = boards(load_cells([tmp_path]))
+    assert [board.dataset for board in found] == ["toy", "a_first"]
+    why = {row.name: row.why_not for row in found[0].rows}
+    assert why["implicit"] == "there is no likelihood to compare" and why["late"] == ""
+
+
 def test_two_budgets_are_two_boards(tmp_path: Path):
     """The larger budget is no variant that a search found, nor a row to tie with."""
     for method, steps, seeds in (("vae", 10, 2), ("free", 10, 2), ("vae", 40, 1)):
