@@ -104,6 +104,23 @@ def test_labels(tmp_path):
     assert corpus.about["passed_over"] == {"empty": 2}
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        *(("train.ids.npy", 130), ("train.ids.npy", 0), ("valid.offsets.npy", 20)),
+        *(("train.offsets.npy", None), ("prepared.json", 10), ("prepared.json", 0)),
+    ],
+)
+def test_a_damaged_folder_is_named_with_the_way_out(prepared, name, left):
+    file = prepared("a b\n" * 9).folder / name
+    content = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(content[:left])
+    with pytest.raises(DataError, match=r"is damaged \(.*: remove it"):
+        load(file.parent)
+
+
 @pytest.mark.parametrize(("overlong", "expected"), [("drop", ["a b"]), ("cut", ["a b", "a b"])])
 def test_overlong(prepared, overlong, expected):
     assert sentences(prepared("a b\na b c\n", max_tokens=2, overlong=overlong)) == expected

@@ -9,6 +9,7 @@ import torch
 
 from benchmark.api import BOS, EOS, PAD, Batch
 from benchmark.data import synthetic, vocabulary
+from benchmark.data.errors import DataError
 from benchmark.data.prepare import read_about
 from benchmark.data.synthetic import Truth
 
@@ -91,5 +92,11 @@ class Corpus:
 
 
 def load(folder: Path) -> Corpus:
-    """What `prepare` left in this folder."""
-    return Corpus(Path(folder))
+    """What `prepare` left in this folder. Raises DataError."""
+    try:
+        return Corpus(Path(folder))
+    except DataError:
+        raise
+    except (OSError, ValueError, LookupError, EOFError) as error:
+        why = f"{folder} is damaged ({error}): remove it, and the next run prepares it anew"
+        raise DataError(why) from error
