@@ -673,10 +673,18 @@ def _settings(row: Row) -> tuple[str, str]:
         config = None
     config = config if isinstance(config, dict) else {}
     others = {n: config.get(n) for n in ("method", "model", "batching", "precision", "placebo")}
-    rest, budget = (
-        json.dumps(part, sort_keys=True, default=str) for part in (others, config.get("budget"))
-    )
-    return rest, budget
+    budget = config.get("budget")
+    if isinstance(budget, dict):  # how much is measured is no part of training's
+        budget = {name: value for name, value in budget.items() if name != "evaluation"}
+    rest, said = (json.dumps(_said(x), sort_keys=True, default=str) for x in (others, budget))
+    return rest, said
+
+
+def _said(node: Any) -> Any:
+    """A configuration without what is null or off: an older one lacks fields that came since."""
+    if isinstance(node, dict):
+        return {n: _said(x) for n, x in node.items() if x is not None and x is not False}
+    return node
 
 
 def _pairs(rows: Sequence[Series]) -> Sheet | None:

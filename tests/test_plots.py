@@ -237,7 +237,13 @@ def test_the_price_is_paid_by_budget(tmp_path: Path):
                 old.rename(new)
                 text = (new / "run.json").read_text().replace(old.parent.name, identity)
                 (new / "run.json").write_text(text.replace('"steps": 30', f'"steps": {steps}'))
-                (new / "config.yaml").write_text(f"method: {method}\nbudget: {{steps: {steps}}}\n")
+                # the larger budget's are of a later program, which has more fields
+                more, model = "evaluation: {n: 1}, ", "{x: null, y: false}"
+                if steps == 100:
+                    more, model = "", "{}"
+                (new / "config.yaml").write_text(
+                    f"method: {method}\nbudget: {{{more}steps: {steps}}}\nmodel: {model}\n"
+                )
     write(tmp_path / "all", "vae", status="failed", reason="full", identity="f" * 12)
     main, other = boards(load_cells([tmp_path / "all"]))
     assert main.others == [other] and other.dataset == "toy, 400 steps"
