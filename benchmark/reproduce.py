@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from benchmark import compose, record
+from benchmark import compose
 from benchmark.compose import UserError
 from benchmark.data.errors import DataError
 
@@ -469,14 +469,9 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & {*arguments}:
         sys.stdout.write(f"{__doc__}\n")
         return 0
-    try:
-        return _answer(arguments)
-    except KeyboardInterrupt:
-        sys.stderr.write("what is submitted goes on; the same command waits for it again\n")
-        return 130
-    except (UserError, DataError, record.Busy) as error:
-        sys.stderr.write(compose.sentence(error) + "\n")
-        return 1
+    from slurm.submit import waited
+
+    return waited(lambda: _answer(arguments))
 
 
 def _answer(arguments: Sequence[str]) -> int:

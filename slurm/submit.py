@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmark import compose, record
 from benchmark.compose import UserError
-from benchmark.data.errors import DataError
 from benchmark.grid import Cell
-from benchmark.run import planned
+from benchmark.run import planned, told
 from slurm import cluster as clusters
 from slurm import page
 from slurm.cluster import Cluster, Executor
@@ -227,14 +226,16 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & {*arguments}:
         sys.stdout.write(f"{__doc__}\n")
         return 0
+    return waited(lambda: submit(order(arguments)))
+
+
+def waited(work: Callable[[], int]) -> int:
+    """The exit status of a command that submits, and may be left while it waits."""
     try:
-        return submit(order(arguments))
+        return told(work)
     except KeyboardInterrupt:
         sys.stderr.write("what is submitted goes on; the same command waits for it again\n")
         return 130
-    except (UserError, DataError, record.Busy) as error:
-        sys.stderr.write(compose.sentence(error) + "\n")
-        return 1
 
 
 def submit(asked: Order) -> int:
