@@ -227,6 +227,8 @@ class Diagnosis:
     read: float = positive(0.05)
     """Nats a sentence that the decoder loses with another sentence's unit."""
     reliability: float = share(0.5)
+    delta: float = share(0.01)
+    """Share of the sentences that may tell more of a unit that has collapsed."""
 
 
 @dataclass

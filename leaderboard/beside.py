@@ -134,18 +134,19 @@ BRANCH = _numbers("kl", "mi", "z_gain", "z_gain_se", "neg_elbo", "alive")
 DIAGNOSIS: Spec = {
     **_numbers("schema", "step", "sentences"),
     "latent": LATENT,
-    "thresholds": _numbers("signal", "information", "read", "reliability"),
+    "thresholds": _numbers("signal", "information", "read", "reliability", "delta"),
     "units": _lists(*words.MEASURES)
     | {"reliability": _lists("dropout", "dropout_scale", "tokens", "tokens_scale")},
     "verdicts": [_one_of(*words.READING)],
     "flags": [[_one_of(*words.FLAGGED)]],
     "distortion_by_noise": _numbers("0.0", "0.25", "0.5", "1.0"),
     "reading": {
-        **_lists("shuffled", "prior", "sensitivity", "prefix"),
+        **_lists("shuffled", "prior", "sensitivity", "prefix", "flatness"),
         **_numbers("sentences"),
         "by_position": _lists("position", "gain", "error", "sentences"),
         "apart": _lists("information", "i_read", "unread") | _numbers("candidates", "saturated"),
     },
+    "probes": _all(_lists(*words.PLACES), *words.TARGETS),
     "trajectory": _lists("steps") | _all([[_number]], "signal", "noise", "kl"),
     "lag": {
         **_numbers("sentences"),

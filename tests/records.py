@@ -9,6 +9,7 @@ UNITS = {
     "signal": [0.001, 0.04, 0.5, 0.8, 0.9, 0.6],
     "noise": [0.99, 0.95, 0.4, 0.2, 1.0, 0.3],
     "rate": [0.51, 0.022, 0.45, 0.81, 0.33, 0.56],
+    "epsilon": [0.02, 0.04, 1.2, 2.1, 4.0, 1.5],
     "capacity": [0.0005, 0.02, 0.4, 0.75, 0.31, 0.5],
     "heterogeneity": [0.0005, 0.001, 0.03, 0.05, 0.01, 0.04],
     "mismatch": [0.509, 0.001, 0.02, 0.01, 0.01, 0.02],
@@ -16,6 +17,8 @@ UNITS = {
     "information": [0.0, 0.01, 0.41, 0.78, 0.008, 0.5],
     "read": [0.0, 0.01, 0.06, 0.004, 0.3, 6.17],
     "read_error": [0.01, 0.01, 0.04, 0.01, 0.1, 0.41],
+    "alone": [0.0, 0.01, 0.05, 0.0, 0.2, 5.2],
+    "alone_error": [0.01, 0.01, 0.04, 0.01, 0.1, 0.39],
     "reliability": {"dropout": [0.9, 0.31, 0.8, 0.9, 0.9, 0.95], "tokens": None},
 }
 FULL: dict[str, Any] = {
@@ -24,7 +27,8 @@ FULL: dict[str, Any] = {
     "latent": "global",
     "step": 120,
     "sentences": 500,
-    "thresholds": {"signal": 0.01, "information": 0.05, "read": 0.05, "reliability": 0.5},
+    "thresholds": {"signal": 0.01, "information": 0.05, "read": 0.05, "reliability": 0.5}
+    | {"delta": 0.01},
     "units": UNITS,
     "verdicts": ["weak", "noisy", "undecided", "unread", "outliers", "active"],
     "flags": [["off prior"], ["unstable"], [], [], [], []],
@@ -34,6 +38,7 @@ FULL: dict[str, Any] = {
         "prior": [12.4, 0.4],
         "sensitivity": [0.73, 0.03],
         "prefix": [0.3, 0.02],
+        "flatness": [9.61, 0.4],
         "sentences": 500,
         "by_position": {
             "position": [1, 2, 3, 4],
@@ -71,6 +76,10 @@ FULL: dict[str, Any] = {
             "importance": {"truth": [2.9, 0.1], "gap": [2.6, 0.1], "ess": 600.0, "trusted": True},
             "quadrature": None,
         },
+    },
+    "probes": {
+        "label": {"state": [0.9, 0.01], "mean": [0.6, 0.02], "code": [0.2, 0.02]},
+        "length": {"state": [0.01, 0.01], "mean": [-0.01, 0.01], "code": None},
     },
     "plane": {
         **{"truth": [[0.5], [-0.5], [1.5]], "encoder": [[0.0], [0.02], [-0.01]]},

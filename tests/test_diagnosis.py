@@ -10,14 +10,17 @@ from scipy import integrate, stats
 from torch import nn
 
 from benchmark.api import UNK
-from benchmark.compose import find_method
+from benchmark.compose import UserError, find_method
 from benchmark.config import Diagnosis
 from benchmark.diagnosis import parts as diagnosis
+from benchmark.diagnosis import words as words_of
 from benchmark.diagnosis.measure import WHY_NO_INFORMATION, diagnosed
 from benchmark.diagnosis.parts import information, verdicts
+from benchmark.diagnosis.probes import explained, probes
 from benchmark.diagnosis.reading import reading, told_apart
 from benchmark.diagnosis.sentences import Mean
 from benchmark.diagnosis.units import rate, read_out, reliability
+from benchmark.diagnosis.words import PLACES
 from benchmark.evaluate import Moments, evaluate
 from benchmark.noise import Noise
 from tests.test_evaluate import (
@@ -168,7 +171,7 @@ def test_the_optimal_linear_vae():
     loading, noise = np.array([2.0, 1.0, 0.5, 0.0]), 0.5
     model, _ = linear_gaussian(2_000, loading, noise)
     split = numbered(2_000, (3, 5))
-    found, told = rate(model, split, CPU)
+    found, told, epsilon = rate(model, split, CPU, DEFAULT.delta)
     eigenvalue = loading**2 + noise
     optimal = 0.5 * np.log(eigenvalue / noise)
     np.testing.assert_allclose(found.signal, 1 - noise / eigenvalue, atol=0.05)
@@ -177,7 +180,14 @@ def test_the_optimal_linear_vae():
     np.testing.assert_allclose(found.heterogeneity, 0, atol=1e-6)
     np.testing.assert_allclose(found.mismatch, 0, atol=0.01)
     np.testing.assert_allclose(told, optimal, atol=0.06)
-    read, error, distortion = read_out(model, split, np.arange(2_000), CPU)
+    columns, distortion = read_out(model, split, np.arange(2_000), CPU)
+    read, error = columns["read"], columns["read_error"]
+    # all but one in a hundred means lie within 2.576 deviations of 0
+    own, moved = noise / eigenvalue, 1 - noise / eigenvalue
+    least = 0.5 * (own + 2.576**2 * moved - 1 - np.log(own))
+    np.testing.assert_allclose(epsilon, least, rtol=0.2, atol=1e-6)
+    # the decoder reads each unit whatever the others are
+    np.testing.assert_allclose(columns["alone"], read, rtol=1e-6, atol=1e-9)
     assert verdicts(found, DEFAULT, told, read, error) == ["active"] * 3 + ["weak"]
     assert diagnosis.flags(found, DEFAULT, np.ones(4)) == [[]] * 4
     # -log p(x|z) is quadratic in z: the noise costs N w^2 / (2 s^2) a unit
@@ -201,6 +211,11 @@ def test_the_decoder_of_the_linear_vae_reads():
         assert mean == pytest.approx((loading**2 / noise).sum(), abs=4 * error) and error < 0.3
     assert found["sentences"] == 1_000 and found["by_position"] is None
     assert notes.keys() == {"by_position", "sensitivity", "prefix"}
+    # of a Gaussian y - w z over z: Var (y - w z)^2 = 2 w^4 + 4 w^2 y^2, and E y^2 = w^2 + s^2
+    square = loading**2
+    flat = (2 * square**2 + 4 * square * (square + noise)).sum() / (2 * noise) ** 2
+    mean, error = found["flatness"]
+    assert mean == pytest.approx(flat, abs=4 * error) and error < 0.1 * flat
     apart = told_apart(model, numbered(1_000, (3, 5), "valid"), split, 1_000, 50, CPU)
     exact = 0.5 * np.log((loading**2 + noise) / noise).sum()
     for name in ("information", "i_read"):
@@ -212,10 +227,10 @@ def test_the_decoder_of_the_linear_vae_reads():
 def test_a_decoder_that_ignores_the_code_reads_nothing():
     mean, variance = gaussians(300, 3)
     model = Known(mean, variance, reads_nothing)
-    read, error, distortion = read_out(model, numbered(300), np.arange(300), CPU)
-    assert (read == 0).all() and (error == 0).all() and len({*distortion.values()}) == 1
+    columns, distortion = read_out(model, numbered(300), np.arange(300), CPU)
+    assert not np.any([*columns.values()]) and len({*distortion.values()}) == 1
     found, _ = reading(model, numbered(300), np.arange(300), CPU)
-    assert found["shuffled"] == [0, 0] and found["prior"] == [0, 0]
+    assert found["shuffled"] == found["prior"] == found["flatness"] == [0, 0]
     apart = told_apart(model, numbered(300, name="valid"), numbered(300), 300, 30, CPU)
     assert apart["i_read"] == pytest.approx([0, 0]) and apart["unread"][0] > 1
     assert apart["information"][0] <= math.log(30)
@@ -243,11 +258,34 @@ def test_a_constant_a_noisy_an_unread_and_a_shifted_unit():
     assert found["units"]["read"][:4] == pytest.approx([0] * 4) and found["units"]["read"][4] > 1
 
 
+def test_what_two_units_say_alike_either_alone_tells():
+    """Either unit is enough for the decoder: to lose one costs nothing, to have one is all."""
+    signal = np.random.default_rng(0).normal(size=400)
+    told = torch.as_tensor(signal)
+
+    def log_px(rows, z):
+        return -(z - told[rows][:, None, None]).square().min(-1).values
+
+    model = Told(np.stack([signal, signal], 1), np.full((400, 2), 1e-12), log_px)
+    columns, _ = read_out(model, numbered(400, (3, 5)), np.arange(400), CPU)
+    np.testing.assert_allclose(columns["read"], 0, atol=1e-4)
+    assert (columns["alone"] > 1).all() and (columns["alone_error"] < 0.3).all()
+
+
+def test_a_unit_collapses_where_all_but_delta_are_below():
+    rates = np.arange(100)[:, None] / 100
+    assert diagnosis.epsilon(rates, 0.01) == 0.98 and diagnosis.epsilon(rates, 0.5) == 0.49
+    assert diagnosis.epsilon(rates, 0.0) == 0.99
+
+
 class Told(Known):
     """Knows a sentence by its targets, whatever is blotted out of its source."""
 
+    def rows(self, batch):
+        return (batch.targets[:, 0] - 4) * 100 + batch.targets[:, 1] - 4
+
     def moments(self, batch):
-        rows = (batch.targets[:, 0] - 4) * 100 + batch.targets[:, 1] - 4
+        rows = self.rows(batch)
         return self.mean[rows], self.variance[rows]
 
 
@@ -279,6 +317,79 @@ def test_what_moves_a_posterior_besides_the_sentence():
     assert stable["dropout_scale"] is None
     fixed = Told(np.zeros((9, 1)), np.ones((9, 1)), reads_nothing)
     assert reliability(fixed, numbered(9), np.arange(9), CPU, DEFAULT)["tokens"] is None
+
+
+# -- probes ---------------------------------------------------------------------------------------
+
+
+def test_a_probe_explains_what_is_linear():
+    """Of y = x w + noise the share |w|^2 / (|w|^2 + s^2), whatever the features' scale; of what has
+    nothing to do with x nothing, however many features there are. The error is the spread over
+    repetitions."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(60):
+        x, at = rng.normal(size=(2, 300, 3))
+        noise, seen = rng.normal(size=(2, 300, 1))
+        weights = np.array([[1.0], [0.5], [0.0]])
+        scale = np.array([1e-4, 1.0, 1e4])
+        found.append(
+            explained(x * scale + 7, x @ weights + noise, at * scale + 7, at @ weights + seen)
+        )
+    share, error = np.array(found).T
+    assert share.mean() == pytest.approx(1.25 / 2.25, abs=0.02)
+    assert error.mean() == pytest.approx(share.std(), rel=0.25)
+    x, at = rng.normal(size=(2, 300, 200))
+    y, seen = rng.normal(size=(2, 300, 4))
+    assert explained(x, y, at, seen)[0] == pytest.approx(0, abs=0.06)
+
+
+class Stated(Told):
+    """With an encoder that has a state."""
+
+    def __init__(self, state, mean, variance):
+        super().__init__(mean, variance, reads_nothing)
+        self.encoder = nn.Module()
+        self.encoder.last_state = lambda batch: torch.as_tensor(state)[self.rows(batch)]
+
+
+def labelled(split, labels):
+    split.labels = labels
+    return split
+
+
+@pytest.mark.parametrize(
+    ("means", "shares", "said"),
+    [
+        (0.0, (1, 0, 0), "lost in the head"),
+        (1.0, (1, 1, 0.5), ""),
+        (0.2, (1, 1, 0.04 / 1.04), "lost to the posterior's noise"),
+    ],
+)
+def test_where_a_label_is_lost(means, shares, said):
+    """A label of two classes is in the state as it is, in means +- m, and in codes of variance 1
+    about them: a linear probe finds m^2 / (m^2 + 1) of it there."""
+    n = 2_000
+    label = np.random.default_rng(0).integers(0, 2, n)
+    side = 2.0 * label - 1
+    model = Stated(side[:, None], means * side[:, None], np.ones((n, 1)))
+    splits = [labelled(numbered(n, name=name), label) for name in ("valid", "test")]
+    found = probes(model, *splits, CPU)
+    assert found.keys() == {"label"}
+    told = [found["label"][place] for place in PLACES]
+    for share, (mean, error) in zip(shares, told, strict=True):
+        assert mean == pytest.approx(share, abs=4 * error + 0.01)
+    line = words_of.told({"probes": found})["Encoder"]
+    assert line.startswith("Of the variance of the label a linear probe finds 100%")
+    assert said in line and ("lost" in line) == bool(said)
+
+
+def test_a_probe_needs_something_to_tell():
+    model = Told(np.zeros((50, 1)), np.ones((50, 1)), reads_nothing)
+    with pytest.raises(UserError, match="neither labels nor lengths"):
+        probes(model, numbered(50, name="valid"), numbered(50), CPU)
+    found = probes(model, numbered(50, (3, 5), "valid"), numbered(50, (3, 5)), CPU)
+    assert found["length"]["state"] is None and found["length"]["mean"][0] < 0.1
 
 
 # -- decoders of this suite -----------------------------------------------------------------------
@@ -339,8 +450,7 @@ def test_a_decoder_whose_weights_for_the_code_are_zero_is_insensitive():
     found, _ = reading(model, split, np.arange(60), CPU)
     assert found["shuffled"] == found["prior"] == found["sensitivity"] == [0, 0]
     assert found["prefix"][0] > 0.001  # it reads the words
-    read, error, _ = read_out(model, split, np.arange(60), CPU)
-    assert (read == 0).all() and (error == 0).all()
+    assert not np.any([*read_out(model, split, np.arange(60), CPU)[0].values()])
 
 
 @torch.no_grad()
@@ -348,12 +458,13 @@ def test_codes_with_a_step_for_each_word():
     split = words(80, (3, 6))
     for method, own_means in (("temporal_delta_vae", True), ("zforcing", False)):
         model = loud(method)
-        found, told = rate(model, split, CPU)
+        found, told, _ = rate(model, split, CPU, DEFAULT.delta)
         assert told is None
         kl = evaluate(model, split, CHEAP).units["kl"]
         np.testing.assert_allclose(found.rate, kl, rtol=1e-5)
-        read, _, distortion = read_out(model, split, np.arange(80), CPU)
-        assert read.shape == (model.units,) and (distortion is not None) == own_means
+        columns, distortion = read_out(model, split, np.arange(80), CPU)
+        assert {column.shape for column in columns.values()} == {(model.units,)}
+        assert (distortion is not None) == own_means
         if not own_means:  # relative to a prior that follows the history every part is above 0
             assert (found.mismatch > -1e-6).all()
         units = diagnosed(model, words(80, (3, 6), name="valid"), split, CPU, DEFAULT)
@@ -367,8 +478,9 @@ def test_errors_know_that_every_code_is_used_twice():
     found = []
     for seed in range(150):
         model, _ = linear_gaussian(120, [1.0], 0.5, seed=seed)
-        found.append(read_out(model, numbered(120, (3, 5), f"test{seed}"), np.arange(120), CPU)[:2])
-    mean, error = np.array(found)[..., 0].T
+        columns, _ = read_out(model, numbered(120, (3, 5), f"test{seed}"), np.arange(120), CPU)
+        found.append([columns["read"][0], columns["read_error"][0]])
+    mean, error = np.array(found).T
     assert error.mean() == pytest.approx(mean.std(), rel=0.15)
 
 
@@ -393,8 +505,8 @@ def test_means_relative_to_a_prior_tell_no_information():
     model = Relative(
         np.random.default_rng(0).normal(size=(200, 1)) + 5, np.full((200, 1), 0.2), reads_nothing
     )
-    assert rate(model, numbered(200), CPU)[1] is None
-    assert read_out(model, numbered(200), np.arange(200), CPU)[2] is None
+    assert rate(model, numbered(200), CPU, DEFAULT.delta)[1] is None
+    assert read_out(model, numbered(200), np.arange(200), CPU)[1] is None
 
 
 def test_without_partners_the_rest_is_told():

@@ -56,16 +56,19 @@ def test_every_number_is_told():
     assert "Unit 0 pays 0.51 nats for an aggregate off the prior" in units
     assert "unit 1 follows dropout or a blotted word more" in units
     assert "(reliability 0.31)" in units
+    assert "The KL of 2 of 6 stays below 0.05 nats in at least 99% of the sentences." in units
     decoder = said["Decoder"]
     assert "At the posteriors' means a sentence costs 0.90 nats less." in decoder
     assert "Another sentence's code costs 14.40 nats (s.e. 0.50), one of the prior 12.40" in decoder
     assert "Half of that is at the first 2 of 4 words." in decoder  # 10 of 14.4
     assert "by 0.73 nats (s.e. 0.03) a word, another word before them by 0.30" in decoder
+    assert "Over codes of the prior log p(x|z) deviates by 3.10 nats." in decoder
     assert "Of 1.64 nats in the code it provably reads 1.43; 0.21 nats (s.e. 0.03)" in decoder
     encoder = said["Encoder"]
     assert "20 refinement steps of each posterior gain 2.10 nats (s.e. 0.20)" in encoder
     assert "the KL rises by 0.50" in encoder and "basin" not in encoder
     assert "is 2.90 nats (s.e. 0.10) from the prior, the encoder's 2.10" in encoder
+    assert "20% in the codes: it is lost to the posterior's noise." in encoder
     lost = "1 of 2 dead units once had a signal: unit 1's reached 0.30 at step 10."
     steady = "From step 20 to 120 unit 4's means moved the most, by 30.0% of their variance."
     assert said["Training"] == f"{lost} {steady}"
@@ -176,14 +179,16 @@ def test_a_language_model_is_asked_whether_a_latent_could_pay():
 def test_the_table_has_a_line_a_unit_the_largest_first():
     head, *lines = table(full()).splitlines()
     assert [int(line.split()[0]) for line in lines] == [3, 5, 2, 4, 1, 0]
-    assert len({len(line[: 13 * 8]) for line in (head, *lines)}) == 1
-    assert lines[0].split()[1:12] == [
-        *("0.800", "0.200", "0.810", "0.750", "0.050", "0.010", "0.800", "0.780", "0.004", "0.010"),
-        "0.900",
+    assert len({len(line[: 16 * 7]) for line in (head, *lines)}) == 1
+    assert lines[0].split()[1:15] == [
+        *("0.800", "0.200", "0.810", "2.100", "0.750", "0.050", "0.010", "0.800", "0.780"),
+        *("0.004", "0.010", "0.000", "0.010", "0.900"),
     ]
     assert lines[-1].endswith("weak, off prior")
     unknown = table(full(units=UNITS | {"information": None})).splitlines()[1]
-    assert unknown.split()[8] == "-"
+    assert unknown.split()[9] == "-"
+    large = table(full(units=UNITS | {"rate": [1234.5] * 6, "read": [-10.1234] * 6}))
+    assert large.splitlines()[1].split()[3] == "1234.5" and " -10.12 " in large
 
 
 @pytest.mark.parametrize("section", [*SECTIONS, *(["reading", n] for n in FULL["reading"])])
@@ -209,7 +214,7 @@ def test_no_section_is_needed(section):
 def test_of_nothing_nothing_is_said():
     assert told({}) == {} and paragraph({}) == "" and drawings({}, "x") == []
     Reader(page.html({}))
-    assert told(full(reading=None, lag=None, gradients=None)).keys() == {
+    assert told(full(reading=None, lag=None, probes=None, gradients=None)).keys() == {
         *("Units", "Decoder", "Training", "Interventions", "Not measured", "Try")
     }
 
@@ -279,6 +284,20 @@ def test_along_a_contour_the_capacity_is_one():
         (points,) = lines(sheet, verdict)
         assert points == pytest.approx(np.array([[UNITS["noise"][d], UNITS["signal"][d]]]))
     assert "In 3 of 6 units" in sheet.title
+
+
+def test_collapsed_units_are_counted():
+    (steps,) = lines(made(full())["collapse"], "collapsed")
+    for end in UNITS["epsilon"]:
+        below = sum(other <= end for other in UNITS["epsilon"])
+        assert steps[steps[:, 0] <= end][-1, 1] == below
+    assert steps[-1, 1] == 6 and steps[0, 1] == 0
+
+
+def test_probes_are_of_the_record():
+    bars = made(full())["probes"].figure.axes[0].patches
+    assert [bar.get_path().get_extents().x1 for bar in bars] == [0.9, 0.6, 0.2, 0.01, 0]
+    assert [bar.get_gid() for bar in bars[:3]] == [f"{place}-cells" for place in words.PLACES]
 
 
 def test_a_trajectory_is_of_the_record():

@@ -247,6 +247,36 @@ def _numbers(panel: Axes, at: Array, found: Sequence[Unit], taken: Sequence[Arra
             say(panel, name, invert((spot.x, spot.y)), **look)
 
 
+def _collapse(record: Record) -> Sheet | None:
+    found = np.array([u.epsilon for u in words.units(record) if u.epsilon >= 0])
+    if not len(found):
+        return None
+    ends, n = np.sort(np.maximum(found, LEAST)), len(found)
+    counted, share = threshold(record, "information"), 1 - threshold(record, "delta")
+    below = int((found < counted).sum())
+    title = f"{below} of {n} units stay below {counted:g} nats in {share:.0%} of the sentences"
+    figure = canvas(318, title)
+    panel = axes(figure, 52, 44, 488, 224)
+    panel.set_xscale("log")
+    panel.set_xlim(min(ends[0], counted or 1.0) / 2, 2 * max(ends[-1], counted))
+    panel.set_ylim(0, 1.04 * n)
+    dress(panel, "ε, nats", "units that have collapsed", "y")
+    if counted:
+        panel.axvline(counted, color=FAINT, linewidth=1, dashes=(4, 2), zorder=1)
+    x = np.concatenate([panel.get_xlim()[:1], ends, panel.get_xlim()[1:]])
+    y = np.array([0, *range(1, n + 1), n])
+    panel.step(x, y, where="post", color=LIGHT["c0"], linewidth=1.6, gid="collapsed")
+    return Sheet(
+        figure,
+        title,
+        f"A unit is (ε, δ)-collapsed (Lucas et al. 2019) where its KL is below ε for a share 1 - δ "
+        f"= {share:.0%} of the sentences. The count over ε; dashed: the ε from which a unit counts "
+        "as written. A step at the left is a unit that died, one at the right a unit that some "
+        "sentences use.",
+        f"{title}. " + ", ".join(f"{i + 1} from {end:.2g}" for i, end in enumerate(ends[:LISTED])),
+    )
+
+
 def _trajectory(record: Record) -> Sheet | None:
     found = section(record, "trajectory")
     steps, names = np.array(numbers(found.get("steps"))), ("signal", "noise")
@@ -402,6 +432,42 @@ def _lag(record: Record) -> Sheet | None:
         "encoder missed what there was to encode. KL at 0 from both starts: the decoder offers "
         "nothing to encode.",
         f"{title} from the encoder's start: {found.get('verdict') or 'no verdict'}.",
+    )
+
+
+def _probes(record: Record) -> Sheet | None:
+    found, colours = section(record, "probes"), {"state": "c0", "mean": "c1", "code": "c5"}
+    rows = [
+        (target, place, *pair(section(found, target).get(place)))
+        for target in words.TARGETS
+        for place in words.PLACES
+        if words.known(pair(section(found, target).get(place)))
+    ]
+    if not rows:
+        return None
+    told = words.listed(
+        [f"{max(share, 0):.0%} in {words.PLACES[p]}" for _, p, share, _ in rows[:3]]
+    )
+    title = f"Of {words.TARGETS[rows[0][0]]} a linear probe finds {told}"
+    figure = canvas(30 * len(rows) + 66, title)
+    panel = axes(figure, 206, 44, 280, 30 * len(rows))
+    panel.set_xlim(-0.04, 1.04)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    _rows(panel, "share of its variance, R²")
+    panel.axvline(0, color=INK, linewidth=1, zorder=1)
+    for y, (target, place, share, error) in enumerate(rows):
+        tiles(panel, [(0.0, max(share, 0.0), y - 0.3, y + 0.3)], LIGHT[colours[place]], 1.0, place)
+        ends = np.clip(share + TWO * error * np.array([-1, 1]), 0, 1)
+        panel.plot(ends, [y, y], color=INK, linewidth=1.5, gid="error")
+        say(panel, f"{target} in {words.PLACES[place]}", (0, y), (-8, 0), ha="right", **BESIDE)
+        say(panel, nats(share), (1, y), (8, 0), **BESIDE)
+    return Sheet(
+        figure,
+        title,
+        "Ridge regressions fitted on validation and read on test; whiskers of two standard errors. "
+        "What the state has and the means have not is lost in the head, what the means have and "
+        "the codes have not to the posterior's noise. A probe knows no scale.",
+        f"{title}.",
     )
 
 
@@ -588,10 +654,12 @@ def _residuals(record: Record) -> Sheet | None:
 FIGURES: dict[str, Callable[[Record], Sheet | None]] = {
     "units": _units,
     "signal": _signal,
+    "collapse": _collapse,
     "trajectory": _trajectory,
     "drift": _drift,
     "positions": _positions,
     "lag": _lag,
+    "probes": _probes,
     "plane": _plane,
     "planes": _planes,
     "gradients": _gradients,

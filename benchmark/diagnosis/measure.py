@@ -18,6 +18,7 @@ from benchmark.config import Diagnosis
 from benchmark.diagnosis import gradients, parts, plane
 from benchmark.diagnosis.interventions import interventions
 from benchmark.diagnosis.lag import lag
+from benchmark.diagnosis.probes import probes
 from benchmark.diagnosis.reading import reading, told_apart
 from benchmark.diagnosis.replay import Probe, replay
 from benchmark.diagnosis.residuals import residuals
@@ -27,6 +28,7 @@ from benchmark.record import read_metrics
 
 SCHEMA = 1
 TRAIL = {"step": "steps", "variance_of_mean": "signal", "mean_of_variance": "noise", "kl": "kl"}
+READ = ("read", "read_error", "alone", "alone_error")
 WHY_NO_INFORMATION = {
     "sequence": "codes with a step for each word have no one mixture over sentences",
     "implicit": "codes without densities have no mixture",
@@ -95,6 +97,7 @@ def diagnosed(
         "reading/apart",
         lambda: told_apart(model, valid, test, at.sentences, at.candidates, device),
     )
+    found["probes"] = attempt("probes", lambda: probes(model, valid, test, device))
     found["lag"] = attempt("lag", lambda: lag(model, test, device, at.refined))
     if model.units <= plane.MOST_UNITS:
         found["plane"] = attempt("plane", lambda: plane.points(model, test, device, at.refined))
@@ -103,7 +106,8 @@ def diagnosed(
 
 def thresholds(at: Diagnosis) -> dict[str, float]:
     """From where a quantity counts."""
-    return {name: getattr(at, name) for name in ("signal", "information", "read", "reliability")}
+    names = ("signal", "information", "read", "reliability", "delta")
+    return {name: getattr(at, name) for name in names}
 
 
 def units(
@@ -115,12 +119,12 @@ def units(
     notes: dict[str, str],
 ) -> Record:
     """Each unit's measures, verdict and flags, and the noise counterfactual."""
-    found, told = rate(model, split, device)
+    found, told, epsilon = rate(model, split, device, at.delta)
     try:
-        read, error, distortion = read_out(model, split, rows, device)
+        decoder, distortion = read_out(model, split, rows, device)
         relative = "the posterior's means are relative to the prior"
     except UserError as problem:  # the rest needs no partner
-        read = error = np.full(model.units, np.nan)
+        decoder = {name: np.full(model.units, np.nan) for name in READ}
         distortion, relative = None, str(problem)
         notes["units/read"] = relative
     stable = reliability(model, split, rows, device, at)
@@ -132,14 +136,14 @@ def units(
         if values is None:
             notes[f"units/reliability/{name}"] = "nothing moves the posterior so"
     known = [values for name in NUISANCES if (values := stable[name]) is not None]
-    least = np.fmin.reduce(known) if known else np.full_like(read, np.nan)
+    least = np.fmin.reduce(known) if known else np.full(model.units, np.nan)
     names = ("signal", "noise", "rate", "capacity", "heterogeneity", "mismatch", "bound")
     columns = {name: getattr(found, name) for name in names}
-    columns |= {"information": told, "read": read, "read_error": error}
+    columns |= {"information": told, "epsilon": epsilon, **decoder}
     return {
         "units": {name: parts.plain(column) for name, column in columns.items()}
         | {"reliability": {name: parts.plain(column) for name, column in stable.items()}},
-        "verdicts": parts.verdicts(found, at, told, read, error),
+        "verdicts": parts.verdicts(found, at, told, decoder["read"], decoder["read_error"]),
         "flags": parts.flags(found, at, least),
         "distortion_by_noise": distortion,
     }

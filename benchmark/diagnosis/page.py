@@ -23,6 +23,7 @@ COLUMNS = {
     "signal": ("S", "signal: variance of the posterior's mean over sentences"),
     "noise": ("N", "noise: the posterior's variance, mean over sentences"),
     "rate": ("rate", "KL of the posterior from the prior, C + H + G"),
+    "epsilon": ("ε", "the KL that at most a share δ of the sentences reaches (Lucas et al. 2019)"),
     "capacity": ("C", "capacity of the means, ½ ln(1 + S/N)"),
     "heterogeneity": ("H", "what sits in the variances"),
     "mismatch": ("G", "mismatch of the aggregate with the prior"),
@@ -30,6 +31,11 @@ COLUMNS = {
     "information": ("I", "information about the sentence under the posterior"),
     "read": ("read", "what the decoder loses if this unit alone is another sentence's"),
     "read_error": ("s.e.", "standard error of that"),
+    "alone": (
+        "alone",
+        "what another sentence's code gains if this unit alone is its own",
+    ),
+    "alone_error": ("s.e.", "standard error of that"),
     "stable": (
         "stable",
         "share of the mean's variance that is the sentence's, and not that of dropout or of "

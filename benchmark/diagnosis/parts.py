@@ -75,6 +75,12 @@ def information(codes: Array, mean: Array, variance: Array) -> Array:
     return found
 
 
+def epsilon(rates: Array, delta: float) -> Array:
+    """[D], from which epsilon on a unit is (epsilon, delta)-collapsed, that is its KL below epsilon
+    for at least a share 1 - delta of the sentences (Lucas et al. 2019); rates: [N, D], that KL."""
+    return np.quantile(rates, 1 - delta, axis=0, method="inverted_cdf")
+
+
 def verdicts(
     found: Parts, at: Diagnosis, told: Array | None, read: Array, read_error: Array
 ) -> list[str]:

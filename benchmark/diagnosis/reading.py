@@ -20,6 +20,7 @@ from benchmark.evaluate import Rows, SplitLike, by_length, generator
 from benchmark.models.likelihood import SLAB
 
 OWN, SHUFFLED, PRIOR = range(3)  # codes that a sentence is scored under
+FLAT = 8  # codes of the prior that a sentence's likelihood may differ by
 SATURATED = 0.9  # of ln K, from where a bound on information says no more
 
 
@@ -32,7 +33,8 @@ def reading(
     and with one of the prior. by_position: the first by the place of the predicted word, over the
     sentences that reach it. sensitivity: KL(p(. | x_<t, z) || p(. | x_<t, z~)) a word, z~ from the
     prior; prefix: the same if one word of the prefix, and not z, is another sentence's, over the
-    words behind it. Each is a mean and its standard error.
+    words behind it. flatness: the variance of log p(x|z), nats^2, over codes of the prior; 0 where
+    z cannot be identified (Wang et al. 2021). Each is a mean and its standard error.
     """
     lost, moved, changed, words = Mean(), Mean(), Mean(), Mean()
     drawn, predicts, longer = True, True, False
@@ -81,14 +83,28 @@ def reading(
     told_of = [[float(m), float(e)] for m, e in zip(mean, error, strict=True)]
     section: dict[str, Any] = {"shuffled": told_of[0], "sentences": int(n[0])}
     section["prior"] = told_of[1] if drawn else None
+    section["flatness"] = _flatness(model, split, rows, device)
     section["by_position"] = _by_position(words) if predicts else None
     for name, streamed in (("sensitivity", moved), ("prefix", changed)):
         section[name] = [float(v[0]) for v in streamed.fetch()[:2]] if streamed.cycles else None
     silent = "the model predicts no words one by one"
-    why = {"prior": "the prior cannot be drawn from", "by_position": silent}
-    why["sensitivity"] = why["prior"] if predicts else silent
+    why = dict.fromkeys(("prior", "flatness"), "the prior cannot be drawn from")
+    why |= {"by_position": silent, "sensitivity": why["prior"] if predicts else silent}
     why["prefix"] = silent if not predicts or longer else "no sentence has two words"
     return section, {name: reason for name, reason in why.items() if section[name] is None}
+
+
+def _flatness(
+    model: LatentModel, split: SplitLike, rows: Rows, device: torch.device
+) -> list[float] | None:
+    spread: list[Tensor] = []
+    for length, same in by_length(split, rows):
+        for part, batch in batches(split, same, room(device, FLAT * length), device):
+            prior = model.prior_codes(noisy(batch, split, part, "/flat"), FLAT)
+            if prior is None:
+                return None
+            spread.append(model.log_px(batch, prior).double().var(1))
+    return list(mean_and_error(torch.cat(spread).cpu().numpy()))
 
 
 def _by_position(words: Mean) -> dict[str, list]:

@@ -23,10 +23,14 @@ NUISANCES = ("dropout", "tokens")
 MOST = 2_000  # sentences whose mixtures tell a unit's information
 
 
-def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Parts, Array | None]:
-    """The parts of each unit's rate, and its information, [D]; None of a code with steps, and where
-    the posterior's means are not the codes' own. Raises UserError where it has none."""
-    moments, rates, own_means = Moments(), np.zeros(model.units), True
+def rate(
+    model: LatentModel, split: SplitLike, device: torch.device, delta: float
+) -> tuple[Parts, Array | None, Array]:
+    """The parts of each unit's rate; its information, [D], None of a code with steps and where the
+    posterior's means are not the codes' own; and the epsilon, [D], see `parts.epsilon`, from which
+    on it has collapsed. Raises UserError where the model has no posteriors."""
+    moments, own_means = Moments(), True
+    rates = np.empty((len(split), model.units))
     found = np.empty((3, len(split), model.units)) if model.latent == "global" else None
     for length, rows in by_length(split, np.arange(len(split))):
         for part, batch in batches(split, rows, room(device, length), device):
@@ -35,7 +39,7 @@ def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Pa
                 raise UserError("the posterior of this model has no mean and variance.")
             moments.add(*posterior)
             draw = model.draw(noisy(batch, split, part))
-            rates += draw.kl.double().sum(0).cpu().numpy()
+            rates[part] = draw.kl.double().cpu().numpy()
             own_means = own_means and drawn_about(posterior, draw)
             if found is not None and own_means:
                 assert draw.z is not None
@@ -47,17 +51,20 @@ def rate(model: LatentModel, split: SplitLike, device: torch.device) -> tuple[Pa
     if found is not None and own_means:
         mean, variance, code = found[:, subset(split, "mi", MOST)]
         told = parts.information(code, mean, variance)
-    return parts.parts(sums, rates / len(split)), told
+    return parts.parts(sums, rates.mean(0)), told, parts.epsilon(rates, delta)
 
 
 def read_out(
     model: LatentModel, split: SplitLike, rows: Rows, device: torch.device
-) -> tuple[Array, Array, dict[str, float] | None]:
-    """What log p(x|z) loses when one unit alone, at all of its steps, is that of another sentence
-    of the same length: mean and standard error [D], of the sentences that have such a one; and the
-    distortion by the share of noise that is left in z, None where the posterior's means are not the
-    codes' own. Raises UserError where no sentence has a partner."""
-    lost = Mean()
+) -> tuple[dict[str, Array], dict[str, float] | None]:
+    """What the decoder has of one unit alone, at all of its steps, over the sentences that have
+    another one of their length, a partner: means and standard errors [D].
+
+    read, read_error: what log p(x|z) loses when the unit, and no other, is the partner's. alone,
+    alone_error: what the partner's code gains when the unit, and no other, is the sentence's own.
+    And the distortion by the share of noise that is left in z, None where the posterior's means are
+    not the codes' own. Raises UserError where no sentence has a partner."""
+    lost, won = Mean(), Mean()
     damped: list[Tensor] = []
     own_means = True
     for length, same in pairs(split, rows, "units"):
@@ -66,14 +73,17 @@ def read_out(
         unit = torch.eye(model.units, dtype=torch.bool, device=device)
         unit = unit.view(len(unit), *[1] * (code.dim() - 2), -1)
         kept = code.new_tensor(NOISE).view(-1, *[1] * (code.dim() - 1))
-        size, start = room(device, length * (model.units + len(NOISE))), 0
+        size, start = room(device, length * (2 * model.units + len(NOISE))), 0
         drops: list[Tensor] = []
+        gains: list[Tensor] = []
         for part, batch in batches(split, same, size, device):
             here = slice(start, start := start + len(part))
             own, other = code[here, None], before[here, None]
-            z = torch.cat([own, torch.where(unit, other, own)], 1)
-            scores = model.log_px(batch, z).double()
-            drops.append(scores[:, :1] - scores[:, 1:])
+            mixed = [own, torch.where(unit, other, own), other, torch.where(unit, own, other)]
+            scores = model.log_px(batch, torch.cat(mixed, 1)).double()
+            without, only = scores.chunk(2, 1)
+            drops.append(without[:, :1] - without[:, 1:])
+            gains.append(only[:, 1:] - only[:, :1])
             posterior, draw = model.posterior(batch), model.draw(noisy(batch, split, part))
             own_means = own_means and posterior is not None and drawn_about(posterior, draw)
             if own_means:
@@ -81,12 +91,14 @@ def read_out(
                 levels = torch.lerp(posterior[0].to(own.dtype)[:, None], own, kept)
                 damped.append(model.log_px(batch, levels).double())
         lost.add(torch.cat(drops))
+        won.add(torch.cat(gains))
     distortion = None
     if own_means:
         costs = -torch.cat(damped).mean(0)
         distortion = {str(c): cost for c, cost in zip(NOISE, costs.tolist(), strict=True)}
-    mean, error, _ = lost.fetch()
-    return mean, error, distortion
+    (read, read_error, _), (alone, alone_error, _) = lost.fetch(), won.fetch()
+    columns = {"read": read, "read_error": read_error, "alone": alone, "alone_error": alone_error}
+    return columns, distortion
 
 
 def drawn_about(posterior: tuple[Tensor, ...], draw: Draw) -> bool:

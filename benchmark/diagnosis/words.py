@@ -45,6 +45,8 @@ class Unit:
     signal: float
     noise: float
     rate: float
+    epsilon: float
+    """The least from which on it is (epsilon, delta)-collapsed."""
     capacity: float
     heterogeneity: float
     mismatch: float
@@ -52,6 +54,9 @@ class Unit:
     information: float
     read: float
     read_error: float
+    alone: float
+    """What this unit alone gains over another sentence's code."""
+    alone_error: float
 
 
 MEASURES = tuple(field.name for field in fields(Unit))[4:]
@@ -75,14 +80,22 @@ def units(record: Record) -> list[Unit]:
 
 def table(record: Record) -> str:
     """A line a unit, the largest bound first."""
-    names = ("unit", "S", "N", "rate", "C", "H", "G", "U", "I", "read", "s.e.", "stable")
-    lines = ["".join(name.rjust(8) for name in names) + "  verdict"]
+    names = ["unit", *("S", "N", "rate", "eps", "C", "H", "G", "U", "I")]
+    names += ["read", "s.e.", "alone", "s.e.", "stable"]
+    lines = ["".join(name.rjust(7) for name in names) + "  verdict"]
     for unit in units(record):
         values = [*(getattr(unit, name) for name in MEASURES), unit.stable]
-        cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
-        line = "".join(cell.rjust(8) for cell in [str(unit.number), *cells])
+        line = "".join(cell.rjust(7) for cell in [str(unit.number), *map(_cell, values)])
         lines.append(f"{line}  {', '.join([unit.verdict, *unit.flags])}")
     return "\n".join(lines) if lines[1:] else "This model has no latent units."
+
+
+def _cell(value: float) -> str:
+    """As many digits, of three, as six letters hold."""
+    if math.isnan(value):
+        return "-"
+    texts = [f"{value:.{digits}f}" for digits in (3, 2, 1, 0)]
+    return next((text for text in texts if len(text) <= 6), texts[-1])
 
 
 def paragraph(record: Record) -> str:
@@ -100,7 +113,7 @@ def told(record: Record) -> dict[str, str]:
     found = {
         "Units": _units(record),
         "Decoder": [*_noise(record), *_reading(record)],
-        "Encoder": _lag(record),
+        "Encoder": [*_lag(record), *_probes(record)],
         "Training": [*_trajectory(record), *_drift(record)],
         "Gradients": _gradients(record),
         "Interventions": _interventions(record),
@@ -170,7 +183,18 @@ def _units(record: Record) -> list[str]:
     for flag, words in FLAGGED.items():
         if group := [unit for unit in found if flag in unit.flags]:
             said.append(_group(words, group))
-    return said
+    return said + _collapsed(record, found)
+
+
+def _collapsed(record: Record, found: Sequence[Unit]) -> list[str]:
+    """By the count of Lucas et al. 2019, at the threshold that verdicts have."""
+    at, delta = (threshold(record, name) for name in ("information", "delta"))
+    known_ = [unit.epsilon for unit in found if not math.isnan(unit.epsilon)]
+    if not known_ or not at:
+        return []
+    n = sum(epsilon < at for epsilon in known_)
+    share = f"in at least {1 - delta:.0%} of the sentences"
+    return [f"The KL of {n} of {len(found)} stays below {at:g} nats {share}."]
 
 
 def _group(words: tuple[str, str], group: Sequence[Unit]) -> str:
@@ -204,8 +228,8 @@ def _noise(record: Record) -> list[str]:
 
 def _reading(record: Record) -> list[str]:
     found, least = section(record, "reading"), threshold(record, "read")
-    shuffled, prior, moved, prefix = (
-        pair(found.get(name)) for name in ("shuffled", "prior", "sensitivity", "prefix")
+    shuffled, prior, moved, prefix, flat = (
+        pair(found.get(name)) for name in ("shuffled", "prior", "sensitivity", "prefix", "flatness")
     )
     said = []
     if known(shuffled):
@@ -224,6 +248,9 @@ def _reading(record: Record) -> list[str]:
         change = f"A code of the prior changes the predictions by {_measured(moved)} a word"
         beside = f", another word before them by {nats(prefix[0])}" if known(prefix) else ""
         said.append(f"{change}{beside}.")
+    if flat[0] >= 0:
+        deviation = nats(flat[0] ** 0.5)
+        said.append(f"Over codes of the prior log p(x|z) deviates by {deviation} nats.")
     return said + _apart(section(found, "apart"), threshold(record, "information"))
 
 
@@ -292,6 +319,40 @@ def _lag(record: Record) -> list[str]:
         truth = f"The true posterior is {_measured(exact)} from the prior"
         said.append(f"{truth}, the encoder's {own}.")
     return said
+
+
+PLACES = {
+    "state": "the encoder's last state",
+    "mean": "the posterior's means",
+    "code": "the codes",
+}
+"""Where a probe reads, on the way from a sentence to its code."""
+TARGETS = {"label": "the label", "length": "the length"}
+NEXT_TO_NONE = 0.05  # of a variance that a probe explains
+
+
+def _probes(record: Record) -> list[str]:
+    """Where on the way from the encoder's state to the code a sentence's signal is lost."""
+    said = []
+    for target, what in TARGETS.items():
+        found = section(section(record, "probes"), target)
+        told = {place: pair(found.get(place)) for place in PLACES if known(pair(found.get(place)))}
+        if "code" not in told or len(told) == 1:
+            continue
+        shares = [f"{max(share, 0):.0%} in {PLACES[place]}" for place, (share, _) in told.items()]
+        line = f"Of the variance of {what} a linear probe finds {listed(shares)}"
+        said.append(f"{line}{_lost([(place, share) for place, (share, _) in told.items()])}.")
+    return said
+
+
+def _lost(shares: Sequence[tuple[str, float]]) -> str:
+    """Where the first half is lost of what the first place has."""
+    (first, most), *_ = shares
+    if most < NEXT_TO_NONE:
+        return f": {PLACES[first]} {_one(first == 'state', 'has', 'have')} next to none of it"
+    place = next((place for place, share in shares if share < most / 2), None)
+    lost = {"mean": "it is lost in the head", "code": "it is lost to the posterior's noise"}
+    return f": {lost[place]}" if place else ""
 
 
 def _trajectory(record: Record) -> list[str]:
