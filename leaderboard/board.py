@@ -7,6 +7,7 @@ if its content was the same; a difference is told only where the estimates carry
 (`inference.may_win`).
 """
 
+import json
 import math
 import zlib
 from collections import Counter
@@ -48,6 +49,7 @@ from leaderboard.statistics import mean
 
 PLAIN, LANGUAGE_MODEL = "vae", "lm"
 PLACEBO = " placebo"
+NAMED = ("budget.name", "budget.epochs", "budget.steps")  # options that a budget's name has
 MEASURES = {
     "nll": "NLL",
     "neg_elbo": "-ELBO",
@@ -201,7 +203,7 @@ class Equal:
 
 @dataclass
 class Board:
-    """The rows of one data set and budget, best first, the unknown last."""
+    """The rows of one data set, model, budget and measurement, best first, the unknown last."""
 
     dataset: str
     """Its name, and what sets it apart from another board of that name."""
@@ -215,7 +217,7 @@ class Board:
     equal: dict[str, Equal] = field(default_factory=dict)
     """By COSTS; empty where fewer than two rows have told of their training."""
     others: "list[Board]" = field(default_factory=list)
-    """Of the same data at other budgets, if this one's is that of the most runs."""
+    """Of the same data at other settings, if this one's has the most runs."""
 
     def row(self, name: str | None) -> Row | None:
         return next((row for row in self.rows if row.name == name), None)
@@ -226,8 +228,9 @@ Trails = dict[tuple[Any, ...], list[Array]]
 
 
 def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Board]:
-    """One board a data set, content and budget, those without a finished run last; a cell that has
-    not told its content, or its budget, goes with the most.
+    """One board a data set, content and setting, that is model, budget and measurement; those
+    without a finished run last. A cell that has not told its content, or its setting, goes with the
+    most.
 
     curves: of `load_curves`, without which there is no comparison at equal cost.
     """
@@ -248,21 +251,58 @@ def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Boar
                 c for c in here if by_id.get(c["id"], ranked[0] if ranked else None) == content
             ]
             label = f"{dataset} ({content[:6]})" if content and len(ranked) > 1 else dataset
-            sizes = Counter(c["budget"] for c in members if isinstance(c["budget"], str))
-            budgets = sorted(sizes, key=lambda budget: (-sizes[budget], budget)) or [None]
             main, *others = (
-                _board(
-                    label if budget == budgets[0] else f"{label}, {budget}",
-                    dataset,
-                    content,
-                    [c for c in members if (c["budget"] or budgets[0]) == budget],
-                    trails,
-                )
-                for budget in budgets
+                _board(", ".join([label, *apart]), dataset, content, theirs, trails)
+                for apart, theirs in _by_setting(members)
             )
             main.others = others
             found += [main, *others]
     return sorted(found, key=lambda board: not any(row.done for row in board.rows))
+
+
+def _by_setting(cells: list[Cell]) -> list[tuple[list[str], list[Cell]]]:
+    """The cells of each setting, and what sets it apart from the first, which has the most finished
+    ones. An option that a cell does not tell is as most have it."""
+    told = {text: json.loads(text) for c in cells if isinstance(text := c["setting"], str)}
+    weight = {True: len(cells), False: 1}  # what has run, first
+    heard: Counter[str] = Counter()
+    for cell in cells:
+        heard[cell["setting"]] += weight[cell["status"] == "done"]
+    votes: dict[str, Counter[str]] = {}
+    for text, setting in told.items():
+        for option, value in setting.items():
+            votes.setdefault(option, Counter())[json.dumps(value)] += heard[text]
+    usual = {option: values.most_common(1)[0][0] for option, values in sorted(votes.items())}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    unknown = []
+    for cell in cells:
+        setting = told.get(cell["setting"])
+        if setting is None:
+            unknown.append(cell)
+            continue
+        whole = (json.dumps(setting[o]) if o in setting else usual[o] for o in usual)
+        groups.setdefault(tuple(whole), []).append(cell)
+
+    def size(setting: tuple[str, ...]) -> tuple[int, int, tuple[str, ...]]:
+        done = sum(cell["status"] == "done" for cell in groups[setting])
+        return -done, -len(groups[setting]), setting
+
+    ranked = sorted(groups, key=size)
+    if not ranked:
+        return [([], unknown)]
+    first = groups[ranked[0]]
+    found: list[tuple[list[str], list[Cell]]] = [([], [*first, *unknown])]
+    for setting in ranked[1:]:
+        theirs = groups[setting]
+        name = theirs[0]["budget"]
+        apart = [name] if name and name != first[0]["budget"] else []
+        apart += [
+            f"{option}={json.loads(value)}"
+            for option, value, common in zip(usual, setting, ranked[0], strict=True)
+            if value != common and option not in NAMED
+        ]
+        found.append((apart, theirs))
+    return found
 
 
 def _trails(curves: pd.DataFrame) -> Trails:
@@ -307,7 +347,8 @@ def _measure(row: Row) -> None:
 
 
 def _compare(rows: list[Row]) -> None:
-    """Fill in what rows say of each other."""
+    """Fill in what rows say of each other; a stale one is compared with none."""
+    rows = [row for row in rows if not row.stale]
     named = {row.name: row for row in rows}
     plain, model = named.get(PLAIN), named.get(LANGUAGE_MODEL)
     by_sentence = _by_sentence(rows)
@@ -528,7 +569,7 @@ class Overall:
 def overall(found: Sequence[Board]) -> Overall | None:
     """The comparison across data sets, of which a variant has to have two; None where none does.
 
-    Of each data set the budget of the most runs. Which data sets: those of one of the variants,
+    Of each data set the setting of the most runs. Which data sets: those of one of the variants,
     such that they and the variants that have them all make the most scores.
     """
     smaller = {other.dataset for board in found for other in board.others}

@@ -48,7 +48,7 @@ COST = (
 )
 PROVENANCE = ("commit", "fingerprint", "result_version", "data_hash")
 COLUMNS = (
-    *(*KEY, "variant", "status", "reason", "selected_step", "budget", "path"),
+    *(*KEY, "variant", "status", "reason", "selected_step", "budget", "setting", "path"),
     *(f"{split}/{name}" for split in SPLITS for name in SUMMARY),
     *(f"cost/{name}" for name in COST),
     *(f"provenance/{name}" for name in PROVENANCE),
@@ -133,7 +133,7 @@ def _row(path: Path) -> dict[str, Any]:
     dataset, method, identity, seed = path.absolute().parts[-4:]
     row: dict[str, Any] = {"dataset": dataset, "method": method, "id": identity, "path": str(path)}
     row |= {"seed": int(seed[1:]) if re.fullmatch(r"s\d+", seed) else None}
-    row["budget"] = _budget(path / "config.yaml")
+    row["budget"], row["setting"] = _setting(path / "config.yaml")
     try:
         problems, record = validate(path, _lines), RunDirectory(path).read()
     except (OSError, ValueError) as error:
@@ -152,23 +152,37 @@ def _row(path: Path) -> dict[str, Any]:
     return row
 
 
-def _budget(path: Path) -> str | None:
-    """The name and size of a run's budget, by its config.yaml; None where that does not say. What
-    ends by a rule of its own has no size."""
+def _setting(path: Path) -> tuple[str | None, str | None]:
+    """By a run's config.yaml the name and size of its budget, and what of its model, training and
+    measurement is no method's, option -> value as JSON; None where it does not say. What ends by a
+    rule of its own has no size."""
     try:
-        block = re.search(r"^budget:(?:.*\n(?: .*\n)*)", path.read_text(encoding="utf-8"), re.M)
-        found = yaml.load(block[0], YAML)["budget"] if block else None
+        blocks = _BLOCKS.findall(path.read_text(encoding="utf-8"))
+        known = yaml.load("".join(blocks), YAML)
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    steps, epochs = found.get("steps"), found.get("epochs")
+        return None, None
+    budget = known.get("budget") if isinstance(known, dict) else None
+    if not isinstance(budget, dict):
+        return None, None
+    steps, epochs = budget.get("steps"), budget.get("epochs")
     size = None
     if isinstance(steps, int) and steps:
         size = f"{steps:,} steps"
-    elif isinstance(epochs, int | float) and not found.get("halving"):
+    elif isinstance(epochs, int | float) and not budget.get("halving"):
         size = f"{epochs:g} epochs"
-    return ", ".join(str(part) for part in (found.get("name"), size) if part) or None
+    name = ", ".join(str(part) for part in (budget.get("name"), size) if part) or None
+    return name, json.dumps(_leaves(known), sort_keys=True, default=str)
+
+
+_BLOCKS = re.compile(r"^(?:budget|model):(?:.*\n(?: .*\n)*)", re.M)
+
+
+def _leaves(node: Any, place: str = "") -> dict[str, Any]:
+    """option -> value."""
+    if not isinstance(node, dict):
+        return {place: node}
+    parts = (_leaves(inner, f"{place}.{name}".lstrip(".")) for name, inner in node.items())
+    return {option: value for part in parts for option, value in part.items()}
 
 
 def _lines(path: Path) -> Lines:

@@ -112,9 +112,10 @@ def publish(cells: pd.DataFrame, out: str | Path) -> list[Path]:
     The same record gives the same bytes, and one that is there already stays. Neither weights nor
     logs are copied; samples.jsonl, which a done run must have, is empty where its text is not free.
     Of diagnosis.json and generation.json go the numbers, never a text (see `beside`). A run that
-    has not finished is laid down as queued, so that readers see what is to come.
+    has not finished is laid down as queued, so that readers see what is to come; and what was laid
+    down so, but is no longer to come, is taken away, of the data sets that there are runs of.
     """
-    changed = []
+    changed = _withdraw(cells, Path(out))
     for cell in cells.to_dict("records"):
         if cell["status"] in (DAMAGED, DUPLICATE):
             continue
@@ -134,6 +135,22 @@ def publish(cells: pd.DataFrame, out: str | Path) -> list[Path]:
             (target / name).write_bytes(content)
         changed.append(target)
     return changed
+
+
+def _withdraw(cells: pd.DataFrame, out: Path) -> list[Path]:
+    """Announcements that nothing stands behind any more."""
+    known = {Path(path).absolute().parts[-4:] for path in cells["path"]}
+    here = {dataset for dataset, *_ in known}
+    gone = [
+        run
+        for run in find_runs(out)
+        if run.absolute().parts[-4] in here
+        and run.absolute().parts[-4:] not in known
+        and (RunDirectory(run).read() or {}).get("status") == "queued"
+    ]
+    for run in gone:
+        shutil.rmtree(run)
+    return gone
 
 
 def restore(published: str | Path, results: str | Path) -> list[Path]:

@@ -157,6 +157,44 @@ def test_two_budgets_are_two_boards(tmp_path: Path):
     assert {choice.method: choice.tried for choice in main.methods} == {"free": 1, "vae": 1}
 
 
+def test_another_model_or_measurement_is_another_board(tmp_path: Path):
+    """Only a method's own options are its variants; and what has run comes before what is to."""
+
+    def lay(settings: str, seeds: int, identity: str, status: str = "done", **changes):
+        for seed in range(seeds):
+            at = write(tmp_path, "vae", seed, status=status, identity=identity, **changes).path
+            (at / "config.yaml").write_text(f"{settings}seed: {seed}\n")
+
+    old, samples = "model: {latent: 8}\n", "budget: {{name: own, {}evaluation: {{samples: {}}}}}\n"
+    lay(old + samples.format("epochs: 10, steps: null, ", 500), 3, "a" * 12, nll=34.0)
+    # an older file, which lacks an option that came since
+    lay("model: {}\n" + samples.format("epochs: 10, ", 500), 2, "b" * 12, nll=34.0)
+    lay("model: {latent: 9}\n" + samples.format("epochs: 10, ", 500), 1, "c" * 12, nll=33.0)
+    lay(old + samples.format("epochs: 10, ", 4), 1, "d" * 12, nll=33.0)
+    lay(old + samples.format("epochs: null, steps: 50, ", 500), 9, "e" * 12, "queued")
+    main, *others = boards(load_cells([tmp_path]))
+    assert main.dataset == "toy" and sorted(row.id[0] for row in main.rows) == ["a", "b"]
+    assert {board.dataset: board.rows[0].id[0] for board in others} == {
+        "toy, model.latent=9": "c",
+        "toy, budget.evaluation.samples=4": "d",
+        "toy, own, 50 steps": "e",
+    }
+    assert {id(board) for board in main.others} == {id(board) for board in others}
+
+
+def test_only_the_most_run_setting_stands_for_a_data_set(tmp_path: Path):
+    """In the comparison across data sets."""
+    for dataset in ("toy", "zoo"):
+        for method, epochs, seeds in (("vae", 10, 2), ("free", 10, 2), ("vae", 40, 1)):
+            for seed in range(seeds):
+                about = {"dataset": dataset, "nll": 30.0 + seed, "ppl": 9.0}
+                at = write(tmp_path, method, seed, identity=f"{epochs:012d}", **about).path
+                (at / "config.yaml").write_text(f"budget: {{name: own, epochs: {epochs}}}\n")
+    found = overall(boards(load_cells([tmp_path])))
+    assert found is not None and found.datasets == ["toy", "zoo"]
+    assert {row.name for row in found.rows} == {"vae", "free"} and found.left_out == {}
+
+
 @pytest.mark.parametrize(
     ("budget", "size"),
     [
@@ -213,11 +251,12 @@ def outdate(path: Path) -> None:
 
 
 def test_rows_of_an_older_version_are_marked(tmp_path: Path):
+    """And told apart from none: the lower NLL is not bold."""
     grid(tmp_path / "r", vae=34.0, free=32.0)
     outdate(next((tmp_path / "r/toy/free").rglob("s1/run.json")))
     assert main([str(tmp_path / "r"), "--out", str(tmp_path)]) == 0
     text, tex_ = ((tmp_path / name).read_text() for name in ("RESULTS.md", "table.tex"))
-    assert "**free** (stale) |" in text and "| vae |" in text and text.count("(stale)") == 1
+    assert "| free (stale) |" in text and "| vae |" in text and text.count("(stale)") == 1
     assert tex_.count("(stale)") == 1
     assert (tmp_path / "index.html").read_text().count('<span class="quiet">stale</span>') == 1
 

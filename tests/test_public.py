@@ -187,6 +187,19 @@ def test_what_has_not_run_is_announced_until_it_has(tmp_path):
     shutil.rmtree(runs / "toy/plain/0123456789ab/s1")
     write(runs, 1, "interrupted")  # as it is run anew
     assert publish(load_cells([runs]), out) == [] and contents(out) == before
+    shutil.rmtree(runs / "toy/plain/0123456789ab/s2")  # nobody asks for it any more
+    assert publish(load_cells([runs]).iloc[:0], out) == []  # where there are no runs of its data
+    assert publish(load_cells([runs]), out) == [made[1]] and not made[1].exists()
+    assert list(load_cells([out])["status"]) == ["done"]  # which stays, though it runs anew
+
+
+def test_a_second_copy_is_not_published(tmp_path):
+    write(tmp_path / "first", status="failed", reason="no memory")
+    write(tmp_path / "second")
+    cells = load_cells([tmp_path / "first", tmp_path / "second"])
+    assert list(cells["status"]) == ["duplicate", "done"]
+    assert len(publish(cells, tmp_path / "out")) == 1  # nor announced before
+    assert list(load_cells([tmp_path / "out"])["status"]) == ["done"]
 
 
 def poisoned(value: Any) -> Any:
