@@ -361,9 +361,10 @@ def labelled(split, labels):
 @pytest.mark.parametrize(
     ("means", "shares", "said"),
     [
-        (0.0, (1, 0, 0), "lost in the head"),
-        (1.0, (1, 1, 0.5), ""),
-        (0.2, (1, 1, 0.04 / 1.04), "lost to the posterior's noise"),
+        (0.0, (1, 0, 0), "of that 100% in the head is lost"),
+        (1.0, (1, 1, 0.5), "% to the posterior's noise is lost"),
+        (3.0, (1, 1, 0.9), ""),
+        (0.2, (1, 1, 0.04 / 1.04), "% to the posterior's noise is lost"),
     ],
 )
 def test_where_a_label_is_lost(means, shares, said):

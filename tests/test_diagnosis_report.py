@@ -68,7 +68,10 @@ def test_every_number_is_told():
     assert "20 refinement steps of each posterior gain 2.10 nats (s.e. 0.20)" in encoder
     assert "the KL rises by 0.50" in encoder and "basin" not in encoder
     assert "is 2.90 nats (s.e. 0.10) from the prior, the encoder's 2.10" in encoder
-    assert "20% in the codes: it is lost to the posterior's noise." in encoder
+    assert "90% in the encoder's last state, 60% in the posterior's means and 20% in the" in encoder
+    assert "of that 33% in the head and 44% to the posterior's noise are lost." in encoder
+    assert "of the length a linear probe finds 1% in the encoder's last state and 0% in" in encoder
+    assert "the encoder's last state has next to none of it." in encoder
     lost = "1 of 2 dead units once had a signal: unit 1's reached 0.30 at step 10."
     steady = "From step 20 to 120 unit 4's means moved the most, by 30.0% of their variance."
     assert said["Training"] == f"{lost} {steady}"

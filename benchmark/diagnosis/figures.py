@@ -260,7 +260,7 @@ def _collapse(record: Record) -> Sheet | None:
     panel.set_xscale("log")
     panel.set_xlim(min(ends[0], counted or 1.0) / 2, 2 * max(ends[-1], counted))
     panel.set_ylim(0, 1.04 * n)
-    dress(panel, "ε, nats", "units that have collapsed", "y")
+    dress(panel, "ε, nats", "units that have collapsed", "x")
     if counted:
         panel.axvline(counted, color=FAINT, linewidth=1, dashes=(4, 2), zorder=1)
     x = np.concatenate([panel.get_xlim()[:1], ends, panel.get_xlim()[1:]])
@@ -581,7 +581,7 @@ def _interventions(record: Record) -> Sheet | None:
             np.array([number(end.get(key)) for end in branches.values()])
             for key in (name, f"{name}_se")
         )
-        panel.set_xlim(span([0.0, *values, *(values + TWO * errors)]))
+        panel.set_xlim(span([0.0, *(values - TWO * errors), *values, *(values + TWO * errors)]))
         panel.set_ylim(len(branches) - 0.5, -0.5)
         _rows(panel, what)
         panel.axvline(0, color=INK, linewidth=1, zorder=1)

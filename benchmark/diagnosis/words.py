@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -336,23 +337,29 @@ def _probes(record: Record) -> list[str]:
     said = []
     for target, what in TARGETS.items():
         found = section(section(record, "probes"), target)
-        told = {place: pair(found.get(place)) for place in PLACES if known(pair(found.get(place)))}
-        if "code" not in told or len(told) == 1:
+        shares = [(place, pair(found.get(place))[0]) for place in PLACES]
+        shares = [(place, max(share, 0.0)) for place, share in shares if not math.isnan(share)]
+        if len(shares) < 2:
             continue
-        shares = [f"{max(share, 0):.0%} in {PLACES[place]}" for place, (share, _) in told.items()]
-        line = f"Of the variance of {what} a linear probe finds {listed(shares)}"
-        said.append(f"{line}{_lost([(place, share) for place, (share, _) in told.items()])}.")
+        parts = listed([f"{share:.0%} in {PLACES[place]}" for place, share in shares])
+        line = f"Of the variance of {what} a linear probe finds {parts}"
+        said.append(f"{line}{_lost(shares)}.")
     return said
 
 
+LOST = {"mean": "in the head", "code": "to the posterior's noise"}
+"""What a signal passes on its way to the place."""
+TOLD = 0.2  # of what the first place has, from where a loss is told
+
+
 def _lost(shares: Sequence[tuple[str, float]]) -> str:
-    """Where the first half is lost of what the first place has."""
+    """Of what the first place has, how much is lost on the way to the next ones."""
     (first, most), *_ = shares
     if most < NEXT_TO_NONE:
         return f": {PLACES[first]} {_one(first == 'state', 'has', 'have')} next to none of it"
-    place = next((place for place, share in shares if share < most / 2), None)
-    lost = {"mean": "it is lost in the head", "code": "it is lost to the posterior's noise"}
-    return f": {lost[place]}" if place else ""
+    steps = [(place, (before - after) / most) for (_, before), (place, after) in pairwise(shares)]
+    lost = [f"{loss:.0%} {LOST[place]}" for place, loss in steps if loss >= TOLD]
+    return f": of that {listed(lost)} {_one(len(lost), 'is', 'are')} lost" if lost else ""
 
 
 def _trajectory(record: Record) -> list[str]:
