@@ -61,7 +61,7 @@ reference: $(READY)  ## the published leaderboard; stop it with Ctrl-C, the same
 	    restore('leaderboard/reference/runs', 'results/reference')"
 	$(BIN)/python -m slurm.submit $(GENERATED) $(REFERENCE) --dry-run
 	$(BIN)/python -m slurm.submit $(TEXT) $(REFERENCE) --dry-run
-	@# 1: a cell has failed, or text is not at hand, which the page is to show
+	@# 1: a cell has failed, which the page is to show, or text is not at hand, and none of it runs
 	trap '$(BIN)/python -m slurm.pool --stop results/reference' INT TERM; \
 	    for grids in "$(GENERATED)" "$(TEXT)"; do \
 	        $(BIN)/python -m slurm.submit $$grids $(REFERENCE) --wait || test $$? -eq 1 || exit; \

@@ -15,8 +15,8 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -101,7 +101,8 @@ class Data:
     sizes: str
     differs: list[str]
     known: bool
-    """Whether there is a size to know the authors' by."""
+    """Whether there is anything to know the authors' by."""
+    by: str = "these sizes"
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,7 @@ def seen(this: Reproduction, path: str | None) -> list[str]:
     """What the files are known by, or else their hashes, in lines."""
     if path is None:
         return []
-    found = {}
-    for name in this.files.names:
-        with (Path(path) / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    found = digests(this.files, path)
     if found == this.files.sha256:
         return [f"files: the paper's, by their SHA-256 ({path})"]
     said = "their SHA-256 is not on record, and sizes must do"
@@ -199,8 +197,21 @@ def seen(this: Reproduction, path: str | None) -> list[str]:
     return [f"files: {said} ({path})", *(f"  {h}  {name}" for name, h in found.items())]
 
 
-def measure(files: Files, folder: Path) -> Data:
-    """What a prepared folder holds, beside what the authors' files do."""
+def digests(files: Files, path: str) -> dict[str, str]:
+    """The SHA-256 of each of the files."""
+    found = {}
+    for name in files.names:
+        with (Path(path) / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def measure(files: Files, folder: Path, path: str | None = None) -> Data:
+    """What a prepared folder holds, beside what the authors' files do.
+
+    path: of the files that it was made of, where they are at hand; if the SHA-256 of the authors'
+    is on record, it decides whether they are these.
+    """
     from benchmark.data import vocabulary
     from benchmark.data.prepare import read_about
     from benchmark.data.sources import SPLITS
@@ -209,7 +220,10 @@ def measure(files: Files, folder: Path) -> Data:
     counts = {split: about["splits"][split]["sentences"] for split in SPLITS}
     words = len(vocabulary.read(folder / "vocabulary.txt")) - len(vocabulary.SPECIALS)
     tokens = about["splits"]["test"]["words"] / counts["test"] + 1
-    differs = [
+    theirs = digests(files, path) if files.sha256 and path is not None else {}
+    others = [name for name, digest in theirs.items() if digest != files.sha256[name]]
+    differs = [f"{', '.join(others)} by SHA-256"] if others else []
+    differs += [
         f"{counts[split]:,} sentences in {split}, not {wanted:,}"
         for split, wanted in files.sentences.items()
         if counts[split] != wanted
@@ -221,22 +235,32 @@ def measure(files: Files, folder: Path) -> Data:
             f"{tokens:.2f} tokens a test text, not {files.tokens[0]:g} to {files.tokens[1]:g}"
         )
     sizes = "/".join(f"{counts[split]:,}" for split in SPLITS)
+    by = "the files' SHA-256" if theirs else "these sizes"
+    if files.sha256 and not theirs:
+        by += " alone: the files that gave them are not here for their SHA-256"
     return Data(
         about["hash"],
         f"{sizes} sentences, {words:,} words, {tokens:.2f} tokens a test text",
         differs,
-        bool(files.sentences),
+        bool(files.sentences or theirs),
+        by,
     )
 
 
-def prepared(this: Reproduction, config: "DictConfig", hashes: Iterable[str]) -> Data | None:
-    """The data that runs were made with, where they still lie prepared."""
-    from benchmark.data.prepare import read_about
+def prepared(this: Reproduction, config: "DictConfig", hashes: Collection[str]) -> Data | None:
+    """The data that runs were made with, where they still lie prepared, or can be of files whose
+    SHA-256 is on record."""
+    from benchmark.data.prepare import prepare, read_about
 
-    for folder in sorted(Path(config.data_dir).glob(f"{config.dataset.name}-*")):
+    path, own = config.dataset.path, None
+    if hashes and this.files.sha256 and path is not None and not absent(this, config):
+        with suppress(DataError, OSError):  # the folder that says whether the files are the runs'
+            own = prepare(config.dataset, Path(config.data_dir))
+    folders = Path(config.data_dir).glob(f"{config.dataset.name}-*")
+    for folder in sorted(folders, key=lambda folder: (folder != own, folder)):
         try:
             if read_about(folder)["hash"] in hashes:
-                return measure(this.files, folder)
+                return measure(this.files, folder, path if folder == own else None)
         except (DataError, OSError, LookupError, ValueError):
             continue
     return None
@@ -251,7 +275,7 @@ def recognised(data: Data | None) -> str:
     elif data.differs:
         said = f"not the paper's: {'; '.join(data.differs)}"
     else:
-        said = "the paper's, by these sizes"
+        said = f"the paper's, by {data.by}"
     return f"data: {data.hash} ({data.sizes}), {said}"
 
 
@@ -262,7 +286,7 @@ def compare(
     this: Reproduction, planned: Mapping[str, "Plan"], changed: str
 ) -> tuple[list[Line], Data | None]:
     """Every printed figure of the rows beside ours, and the data that ours are of."""
-    from leaderboard.load import KEY, load_cells, load_curves
+    from leaderboard.load import KEY, load_cells, load_curves, stale
 
     config = next(iter(planned.values()))[0][1]
     cells = load_cells([config.results_dir])
@@ -285,7 +309,7 @@ def compare(
         metric = OURS.get((metric, str(row.get("estimator"))), metric)
         values = [run[f"test/{metric}"] for run in done[row["model"]]]
         how = trail.get((plan[0][0].id, metric), set())
-        why = _why_not(row, plan[0][1], hashes, data, how, changed)
+        why = _why_not(row, plan[0][1], hashes, data, how, changed, stale(done[row["model"]]))
         line = _line(row, digits, values, len(plan), behind, why)
         lines.append(replace(line, note=this.notes.get(row["model"], "")))
     return lines, data
@@ -324,6 +348,7 @@ def _why_not(
     data: Data | None,
     estimators: set[str],
     changed: str,
+    older: bool = False,
 ) -> str:
     """Why a printed figure and ours may not be compared; empty where they may."""
     from leaderboard.published import comparable
@@ -332,13 +357,15 @@ def _why_not(
         return "no figure of it is on record"
     if changed:
         return f"not the paper's recipe: {changed}"
+    if older:
+        return "made by another version of this code: run them again by only=stale"
     if len(hashes) > 1:
         return "the runs are of several data sets of one name"
     of_data = next(iter(hashes), None)
-    if not row["hash"] and data is not None and data.known:
+    if data is not None and data.known:
         if data.differs:
             return f"not the paper's data: {'; '.join(data.differs)}"
-        row = {**row, "hash": of_data}  # the sizes are all there is to know the files by
+        row = {**row, "hash": row["hash"] or of_data}  # else nothing says what the files give
     return comparable(
         row,
         data_hash=of_data,
@@ -456,7 +483,8 @@ def submit(this: Reproduction, asked: "Order", config: "DictConfig") -> int:
         if missing:
             raise UserError(missing)
         folder = prepare(config.dataset, compose.writable("data_dir", config.data_dir))
-        for line in [*seen(this, config.dataset.path), recognised(measure(this.files, folder))]:
+        path = config.dataset.path
+        for line in [*seen(this, path), recognised(measure(this.files, folder, path))]:
             _say(line)
     elif missing:
         sys.stderr.write(compose.sentence(missing) + "\n")

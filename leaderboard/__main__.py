@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--public",
         action="store_true",
-        help="copy what may be published of the finished runs to OUT/runs, and make all of the "
-        "runs that are there: without host, user and folders, and without the text of data sets "
-        "whose licence does not let it be passed on",
+        help="copy what may be published of the finished runs to OUT/runs, announce the others "
+        "there as queued, and make all of the runs that are there: without host, user and "
+        "folders, and without the text of data sets whose licence does not let it be passed on",
     )
     given = parser.parse_args(arguments)
     folders = [Path(name) for name in given.results]

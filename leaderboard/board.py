@@ -23,7 +23,6 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from benchmark.record import RESULT_VERSION
 from leaderboard.inference import (
     Array,
     Comparison,
@@ -44,7 +43,7 @@ from leaderboard.inference import (
     tie_groups,
     winner,
 )
-from leaderboard.load import DUPLICATE, KEY
+from leaderboard.load import DUPLICATE, KEY, stale
 from leaderboard.statistics import mean
 
 PLAIN, LANGUAGE_MODEL = "vae", "lm"
@@ -117,7 +116,7 @@ class Row:
     @property
     def stale(self) -> bool:
         """Whether a version of the code made it whose results are not those of now."""
-        return any(cell["provenance/result_version"] != RESULT_VERSION for cell in self.done)
+        return stale(self.done)
 
     @property
     def is_placebo(self) -> bool:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from operator import itemgetter
@@ -121,6 +121,11 @@ def load_curves(cells: pd.DataFrame) -> pd.DataFrame:
     for name in LINE_NUMBERS:
         columns[name] = np.concatenate([np.zeros(0), *(lines[name] for lines in found)])
     return pd.DataFrame(columns)
+
+
+def stale(runs: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a version of the code made one of these whose results are not those of now."""
+    return any(run["provenance/result_version"] != RESULT_VERSION for run in runs)
 
 
 def _is_run(path: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-from leaderboard.load import DUPLICATE
+from leaderboard.load import DUPLICATE, stale
 
 MEASURES = ("nll", "nll_gap", "kl", "mi", "au", "units", "ppl", "i_read", "z_gain")
 VARIANT = ("dataset", "method", "id")
@@ -55,7 +55,8 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     """One row a variant on a data set, by data set and nll, the unknown last.
 
     Columns: VARIANT, `variant`, `budget`; `done` of `cells` seeds; of the done ones, `<measure>`
-    (the test split's mean) with `<measure>_half` of its interval, `seconds` of training, `verdict`.
+    (the test split's mean) with `<measure>_half` of its interval, `seconds` of training, `verdict`,
+    and whether one is `stale`, of another result version than this code's.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells.to_dict("records"):
@@ -70,6 +71,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         row["variant"] = min(labels, key=lambda label: (len(label), label), default=row["method"])
         row["budget"] = next((cell["budget"] for cell in group if cell["budget"]), None)
         row |= {"done": len(done), "cells": len(group)}
+        row["stale"] = stale(done)
         for name in MEASURES:
             values = [cell[f"test/{name}"] for cell in done]
             row |= {name: mean(values), f"{name}_half": half_width(values)}
@@ -83,6 +85,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         "budget",
         "done",
         "cells",
+        "stale",
         *MEASURES,
         *halves,
         "seconds",

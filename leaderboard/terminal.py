@@ -74,7 +74,10 @@ def _show_dataset(dataset: str, variants: list[Row], runs: list[Row], console: C
 def _columns(variants: list[Row], plus_minus: str) -> Columns:
     complete = all(row["done"] == row["cells"] for row in variants)
     columns = {
-        "variant": _names(variants),
+        "variant": [
+            name + " (stale)" * row["stale"]
+            for name, row in zip(_names(variants), variants, strict=True)
+        ],
         "seeds": [f"{row['done']}" + ("" if complete else f"/{row['cells']}") for row in variants],
     }
     for head, name in MEANS.items():

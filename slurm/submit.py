@@ -4,7 +4,8 @@ Words are those of benchmark.run, with lists, range(a,b), glob(*) and method=all
   cluster=slurm|local|inline   job arrays, a detached runner on this machine, or here and now
   cluster.KEY=VALUE            a setting of configs/cluster/NAME.yaml, as cluster.partition=gpu
   grids=FILE                   several grids in their order, a line of words each (`#` comments);
-                               the words of the command line go with every one
+                               the words of the command line go with every one and win over its
+                               own; of several such files one after another
   only=missing|failed|stale|cancelled|all   which; missing: neither at an end nor in a job
   leaderboard=true             build the leaderboard when these cells have come to their end
   --dry-run                    say what would run, and roughly how long; submit nothing
@@ -12,6 +13,7 @@ Words are those of benchmark.run, with lists, range(a,b), glob(*) and method=all
 The configuration of every cell is stored in its folder: later edits of configs/ change nothing.
 """
 
+import io
 import logging
 import shlex
 import sys
@@ -43,6 +45,7 @@ CHOICES = {
     "cancelled": {"cancelled"},
 }
 CHOICES["all"] = {state for states in CHOICES.values() for state in states}
+OWN = ("cluster", "leaderboard", "grids", "only")  # words that are no cell's
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ def order(arguments: Sequence[str]) -> Order:
     if only not in CHOICES:
         raise UserError(f"only={only} is no choice; {compose.nearest(only, CHOICES)}.")
     shared = [word for word in words if word not in {*about, *files, *chosen}]
+    read = [grid for word in files for grid in read_grids(word.removeprefix("grids="), shared)]
     return Order(
-        grids=read_grids(files[-1].removeprefix("grids="), shared) if files else [shared],
+        grids=read if files else [shared],
         cluster=clusters.load(about),
         only=only,
         dry_run="--dry-run" in flags,
@@ -83,12 +87,33 @@ def order(arguments: Sequence[str]) -> Order:
 def read_grids(file: str, shared: Sequence[str]) -> list[list[str]]:
     """The words of each grid of a file, the shared ones behind its own. Raises UserError."""
     try:
-        lines = [shlex.split(line, comments=True) for line in Path(file).read_text().splitlines()]
+        lines = [_words(line) for line in Path(file).read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"grids={file} cannot be read: {error}") from None
+    for number, words in enumerate(lines, 1):
+        if own := [word for word in words if word.startswith("-") or _is_own(word)]:
+            raise UserError(
+                f"{file}, line {number}: {own[0]} belongs to the command line, "
+                "where it holds for every grid; move it there."
+            )
     found = [[*words, *shared] for words in lines if words]
     if not found:
         raise UserError(f"grids={file} holds no grid: a line of words each, method=vae,lm seed=0.")
+    return found
+
+
+def _is_own(word: str) -> bool:
+    return word.partition("=")[0].partition(".")[0] in OWN
+
+
+def _words(line: str) -> list[str]:
+    """A line's words as a shell has them. Raises ValueError."""
+    text = io.StringIO(line)
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""  # shlex's own begin inside a word, too
+    found = []
+    while (rest := line[text.tell() :].lstrip()) and not rest.startswith("#"):
+        found.append(lexer.get_token() or "")
     return found
 
 

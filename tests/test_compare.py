@@ -242,6 +242,11 @@ def test_of_a_curve_the_first_the_last_and_what_lies_evenly_between_is_shown(tmp
     assert ["valid", "at", "step", "10", "30", "50", "70", "90", "110"] in rows
     assert ["nll", "B", "-0.125", "-0.375", "-0.625", "-0.875", "-1.125", "-1.375"] in rows
     assert "6 of the 11 steps that all have" in text
+    trails = [{10 * i: {"nll": 1.0 + j} for i in range(1, 13)} for j in range(2)]
+    text = shown(compared(*(lay(tmp_path / "12", i, trail=t) for i, t in enumerate(trails))))
+    # of 0 to 11 in steps of 2.2 the nearest: 0, 2, 4, 7, 9, 11
+    rows = [line.split() for line in text.split("\n")]
+    assert ["valid", "at", "step", "10", "30", "50", "80", "100", "120"] in rows
 
 
 def test_a_record_cannot_steer_the_terminal(tmp_path):

@@ -110,6 +110,55 @@ def test_grids_of_a_file_are_one_submission(words, tmp_path, results, capsys):
     assert "holds no grid" in capsys.readouterr().err
 
 
+def test_several_files_of_grids_are_read_one_after_another(words, tmp_path):
+    for name, method in (("one", "vae"), ("two", "lm")):
+        (tmp_path / name).write_text(f"method={method} seed=0\n")
+    asked = submit.order([f"grids={tmp_path / name}" for name in ("two", "one")] + words)
+    assert [cell.method for cell, _ in submit.plan(*asked.grids)] == ["lm", "vae"]
+
+
+def test_the_command_lines_words_win_over_a_files(words, tmp_path):
+    (tmp_path / "grids").write_text("method=vae threads=2\n")
+    ((_, config),) = submit.plan(*submit.order([f"grids={tmp_path / 'grids'}", *words]).grids)
+    assert config.threads == 2
+    asked = submit.order([*words, "threads=1", f"grids={tmp_path / 'grids'}"])
+    ((_, config),) = submit.plan(*asked.grids)
+    assert config.threads == 1
+
+
+def test_a_cell_keeps_the_words_that_first_ask_for_it(words, tmp_path):
+    (tmp_path / "grids").write_text("method=vae seed=1 threads=2\nseed=0,1 method=vae threads=1\n")
+    first, second = submit.worded(*submit.order([f"grids={tmp_path / 'grids'}", *words]).grids)
+    assert first[0].seed == 1 and first[1].threads == 2
+    assert first[2] == ["method=vae", "seed=1", "threads=2", *words]
+    assert second[2] == ["seed=0", "method=vae", "threads=1", *words]
+
+
+def test_a_comment_begins_where_a_word_could(tmp_path):
+    lines = ["# don't", "  # nor this", "a=/x/a#b c#=1 # it's"]
+    lines += ["'#a=1' \"b # c\"#d", "e\\ #f=1 #g", "#"]
+    (tmp_path / "grids").write_text("\n".join(lines))
+    assert submit.read_grids(str(tmp_path / "grids"), ["s=1"]) == [
+        ["a=/x/a#b", "c#=1", "s=1"],
+        ["#a=1", "b # c#d", "s=1"],
+        ["e #f=1", "s=1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("cluster=local", "cluster.parallel=2", "only=failed", "grids=more", "leaderboard=true"),
+        *("--wait", "-m"),
+    ],
+)
+def test_a_grid_has_no_words_of_the_command_line(word, tmp_path, capsys):
+    (tmp_path / "grids").write_text(f"# these\nmethod=vae\nmethod=lm {word} seed=0\n")
+    assert submitted(f"grids={tmp_path / 'grids'}", "--dry-run") == 1
+    error = capsys.readouterr().err
+    assert f"grids, line 3: {word} belongs to the command line" in error and error.count("\n") == 1
+
+
 def test_a_planned_cell_is_the_one_that_benchmark_run_makes(words):
     found = submit.plan([*words, "method=free_bits", "method.floor=0.5", "seed=3,5"])
     with compose.hydra_ready():

@@ -137,6 +137,31 @@ def test_one_label_for_two_variants_is_told_apart(tmp_path: Path):
     assert "plain (012345)" in text and "plain (fedcba)" in text
 
 
+def test_budgets_tell_variants_of_one_label_apart(tmp_path: Path):
+    for steps, identity in ((30, IDS["plain"]), (60, "fedcba987654")):
+        budget = f"budget:\n  name: small\n  steps: {steps}\n"
+        (write(tmp_path, identity=identity).path / "config.yaml").write_text(budget)
+    text = shown(tmp_path)
+    assert "plain (small, 30 steps)" in text and "plain (small, 60 steps)" in text
+
+
+def test_a_row_of_another_result_version_is_marked(tmp_path: Path):
+    write(tmp_path, "other", nll=0.5)
+    write(tmp_path, seed=0)
+    assert "stale" not in shown(tmp_path)
+    run = write(tmp_path, seed=1)
+    with run.lease():
+        run.write(provenance={"data_hash": "h", "result_version": RESULT_VERSION - 1})
+    begun = write(tmp_path, "other", seed=1, status="running")
+    with begun.lease():
+        begun.write(provenance={"result_version": RESULT_VERSION - 1})  # not in the row's means
+    first, second = summarise(load_cells([tmp_path])).to_dict("records")
+    assert (first["variant"], first["stale"], second["stale"]) == ("other", False, True)
+    text = shown(tmp_path)
+    assert row(text, "plain")[:3] == ["plain", "(stale)", "2/2"]
+    assert row(text, "other")[:2] == ["other", "1/2"] and "\n  other seed 1: running\n" in text
+
+
 # -- what is damaged, unfinished or twice there ----------------------------------------------------
 
 
@@ -178,6 +203,12 @@ def test_runs_that_wait_for_the_same_share_a_line():
         "a seed 1: failed, no memory",
         "b seed 4: queued",
     ]
+
+
+def test_a_stopped_run_was_evaluated_where_it_had_come_to():
+    stopped = {"seed": 0, "status": "stopped", "reason": None, "cost/steps": 30.0}
+    (told,) = unfinished([("a", stopped | {"cost/reached": 40.0})])
+    assert told == "a seed 0: stopped, evaluated at step 40, before its budget's end"
 
 
 def test_a_torn_last_line_costs_no_curve(tmp_path: Path):

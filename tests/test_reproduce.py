@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,9 @@ import yaml
 
 from benchmark import compose, reproduce
 from benchmark.data.prepare import prepare, read_about
+from benchmark.record import RESULT_VERSION
 from benchmark.reproduce import Data, Files, Reproduction
-from leaderboard import published
+from leaderboard import load, published
 from slurm import submit
 from tests import cells
 
@@ -118,11 +120,15 @@ def test_hydra_offers_no_group_of_them():
 TEXT = {"train": ["a b c d", "a b c"], "valid": ["a b"], "test": ["a b c", "d"]}
 
 
-def lay(folder: Path, text=TEXT) -> Path:
+def lay(folder: Path, texts=TEXT) -> Path:
     folder.mkdir(parents=True)
-    for split, lines in text.items():
-        (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+    for split, lines in texts.items():
+        (folder / f"{split}.txt").write_bytes(text(lines))
     return folder
+
+
+def text(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def files(**changed) -> Files:
@@ -157,6 +163,28 @@ def test_files_are_known_by_their_hashes_where_these_are_on_record(tmp_path):
     first, *lines = reproduce.seen(reproduce.load("he2019_yahoo"), path)
     assert "not on record" in first and len({line.split()[0] for line in lines}) == 3
     assert reproduce.seen(this, None) == []
+
+
+def test_hashes_on_record_decide_over_sizes(tmp_path):
+    path = str(lay(tmp_path / "text"))
+    folder = prepare({"name": "t", "path": path}, tmp_path / "data")
+    theirs = {f"{split}.txt": sha256(text(TEXT[split])).hexdigest() for split in TEXT}
+    found = reproduce.measure(files(sha256=theirs), folder, path)
+    assert found.differs == [] and "the paper's, by the files' SHA-256" in reproduce.recognised(
+        found
+    )
+    unsized = files(sha256=theirs, sentences={}, vocabulary=None, tokens=None)
+    assert reproduce.measure(unsized, folder, path).known
+    others = theirs | dict.fromkeys(("valid.txt", "test.txt"), "0" * 64)
+    found = reproduce.measure(files(sha256=others), folder, path)
+    assert found.differs == ["valid.txt, test.txt by SHA-256"]
+    assert "not the paper's: valid.txt, test.txt by SHA-256" in reproduce.recognised(found)
+    found = reproduce.measure(files(sha256=others), folder)  # made elsewhere
+    assert (
+        found.differs == []
+        and "by these sizes alone: the files that gave them" in reproduce.recognised(found)
+    )
+    assert not reproduce.measure(unsized, folder).known
 
 
 def test_the_papers_penn_treebank_is_recognised(shared_data, tmp_path):
@@ -241,6 +269,8 @@ def test_whether_a_figure_compares_is_for_the_leaderboard_to_say():
     assert "several" in why_not(data=same, hashes=("f" * 64, "0" * 64))
     assert "from memory" in why_not({"status": published.FROM_MEMORY}, data=same)
     assert why_not(data=same, changed="seed") == "not the paper's recipe: seed"
+    found = Data("f" * 64, "", ["x by SHA-256"], True)
+    assert why_not({"hash": "f" * 64}, data=found) == "not the paper's data: x by SHA-256"
 
 
 def test_printed_digits_are_the_columns(monkeypatch):
@@ -327,6 +357,38 @@ def test_a_reproduction_runs_and_is_set_beside_the_paper(again, tiny):
     assert plain["verdict"] == "outside"
     near = {("Plain", "neg_elbo"): round(values.mean(), 3)}
     assert json.loads(again(near, "--json"))["rows"][0]["verdict"] == "inside"
+
+
+def test_the_files_hashes_decide_where_they_are_behind_the_runs(again, tiny, tmp_path, monkeypatch):
+    this = yaml.safe_load((tiny[0] / "tiny.yml").read_text())
+    monkeypatch.setattr(reproduce, "FOLDER", tmp_path)
+    figures = {("Plain", "neg_elbo"): 1.0}
+
+    def shown(hashes, *more):
+        about = this["files"] | {"sha256": hashes}
+        (tmp_path / "tiny.yml").write_text(yaml.safe_dump(this | {"files": about}))
+        found = json.loads(again(figures, "--json", *more))
+        return found["data"], found["rows"][0]
+
+    texts = {"train": LINES * 10, "valid": LINES * 2, "test": LINES * 3}
+    right = {f"{split}.txt": sha256(text(lines)).hexdigest() for split, lines in texts.items()}
+    data, line = shown(right)
+    assert data["by"] == "the files' SHA-256" and line["verdict"] == "outside"
+    data, line = shown(right | {"train.txt": "0" * 64})
+    assert data["differs"] == ["train.txt by SHA-256"] and line["verdict"] == "not comparable"
+    assert line["why"] == "not the paper's data: train.txt by SHA-256"
+    nowhere = f"dataset.path={tmp_path / 'nowhere'}"
+    others = lay(tmp_path / "others", texts | {"train": LINES[::-1] * 10})  # of the same sizes
+    for path in (nowhere, f"dataset.path={others}"):
+        data, line = shown(right, path)
+        assert data["by"].startswith("these sizes alone") and line["verdict"] == "outside"
+
+
+def test_runs_of_another_result_version_are_not_compared(again, monkeypatch):
+    monkeypatch.setattr(load, "RESULT_VERSION", RESULT_VERSION + 1)
+    (row,) = json.loads(again({("Plain", "neg_elbo"): 1.0}, "--json"))["rows"]
+    assert (row["done"], row["verdict"]) == (3, "not comparable")
+    assert "another version of this code: run them again by only=stale" in row["why"]
 
 
 def test_the_table_tells_the_data_the_notes_and_what_is_not_ours(again):
