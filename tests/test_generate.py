@@ -587,6 +587,9 @@ def test_a_model_that_does_not_write_word_by_word_is_written_greedily(cell, monk
     class Plain(GaussianVAE):
         rewriting = None  # type: ignore[assignment]
 
+        def reconstruct(self, batch, *, max_length):
+            return self.decode(self.encoded(batch)[0], max_length=max_length)
+
     monkeypatch.setattr("benchmark.task.GaussianVAE", Plain)
     assert generate.main([str(cell), *FEW]) == 0
     found, _ = generated(cell)

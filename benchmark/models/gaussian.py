@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.api import Batch, Draw, LatentModel
+from benchmark.models.decoding import DecodingModel
 from benchmark.models.lstm import LSTMDecoder
 from benchmark.models.writing import Writing
 
@@ -27,7 +28,7 @@ def kl_to_standard(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
 
 
-class GaussianVAE(LatentModel):
+class GaussianVAE(DecodingModel):
     """p(z) = N(0, I), q(z|x) = N(mu(x), diag sigma^2(x)), p(x|z) a decoder of any kind.
 
     encoder(batch) -> mean, log variance [B, D]; decoder.log_px(batch, z [B, K, D]) -> [B, K] and
@@ -37,12 +38,7 @@ class GaussianVAE(LatentModel):
     latent = "global"
 
     def __init__(self, encoder: nn.Module, decoder: LSTMDecoder):
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.units = decoder.latent
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "decoder": self.decoder}
+        super().__init__(encoder, decoder, decoder.latent)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x), [B, D] each."""
@@ -59,14 +55,6 @@ class GaussianVAE(LatentModel):
             log_qz=gaussian_log_density(z, mean[:, None], log_variance[:, None]),
             kl=kl_to_standard(mean, log_variance),
         )
-
-    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.log_px(batch, z)
-
-    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.predictions(batch, z)
 
     def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
         return batch.normal(k, self.units)
@@ -90,14 +78,8 @@ class GaussianVAE(LatentModel):
         z = torch.randn(n, self.units, device=self.decoder.output.weight.device)
         return self.decode(z, max_length=max_length, temperature=temperature)
 
-    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        return self.decode(self.encoded(batch)[0], max_length=max_length)
-
     def rewriting(self, batch: Batch, max_length: int) -> Writing:
         return self.decoder.writing(self.encoded(batch)[0])
-
-    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
-        return self.decoder.generate(z, max_length=max_length, temperature=temperature)
 
 
 class LanguageModel(LatentModel):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmark.api import BOS, EOS, Batch, Draw, LatentModel, Task
+from benchmark.api import BOS, EOS, Batch, Draw, Task
+from benchmark.models.decoding import DecodingModel
 from benchmark.models.lstm import LSTMDecoder
 from benchmark.models.writing import Writing
 
 
-class ImplicitAutoencoder(LatentModel):
+class ImplicitAutoencoder(DecodingModel):
     """p(x|z) around z = e(x), and sentences anew from z = G(u), u ~ N(0, I); no likelihood.
 
     encoder(batch) -> [B, D], brought to a root mean square of 1, so that noise on codes has a
@@ -35,10 +36,8 @@ class ImplicitAutoencoder(LatentModel):
         *,
         noise: float,
     ):
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.generator, self.critic = generator, critic
-        self.units, self.noise = decoder.latent, noise
+        super().__init__(encoder, decoder, decoder.latent)
+        self.generator, self.critic, self.noise = generator, critic, noise
 
     def parts(self) -> dict[str, nn.Module]:
         parts = dict(self.named_children())
@@ -57,14 +56,6 @@ class ImplicitAutoencoder(LatentModel):
         kl = torch.full_like(code, torch.nan)
         return Draw(z, self.log_px(batch, z), log_pz=nothing, log_qz=nothing, kl=kl)
 
-    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.log_px(batch, z)
-
-    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.predictions(batch, z)
-
     def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
         return self.generator(batch.normal(k, self.units))
 
@@ -72,14 +63,8 @@ class ImplicitAutoencoder(LatentModel):
         u = torch.randn(n, self.units, device=self.decoder.output.weight.device)
         return self.decode(self.generator(u), max_length=max_length, temperature=temperature)
 
-    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        return self.rewriting(batch, max_length).draw(max_length, 0.0)
-
     def rewriting(self, batch: Batch, max_length: int) -> Writing:
         return self.decoder.writing(*self.encode(batch))
-
-    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
-        return self.decoder.generate(z, max_length=max_length, temperature=temperature)
 
 
 class Frozen(nn.Module):

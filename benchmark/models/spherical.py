@@ -18,7 +18,8 @@ from scipy.special import expit, ive, ndtri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmark.api import Batch, Draw, LatentModel
+from benchmark.api import Batch, Draw
+from benchmark.models.decoding import DecodingModel
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder
 from benchmark.models.writing import Writing
 
@@ -118,7 +119,7 @@ class DirectionEncoder(nn.Module):
         return F.normalize(self.encoder.head(self.encoder.last_state(batch)).float(), dim=-1)
 
 
-class SphericalVAE(LatentModel):
+class SphericalVAE(DecodingModel):
     """p(z) uniform on the unit sphere, q(z|x) a von Mises-Fisher density of fixed concentration.
 
     z = cos(a) m + sin(a) t: the angle a by its inverse distribution function, read off a table, t
@@ -130,23 +131,19 @@ class SphericalVAE(LatentModel):
     latent = "global"
 
     def __init__(self, encoder: DirectionEncoder, decoder: LSTMDecoder, kappa: float):
-        super().__init__()
+        super().__init__(encoder, decoder, decoder.latent)
         if decoder.latent < 2:
             raise ValueError(
                 f"a sphere has 2 dimensions at least; set model.latent=2 or more, "
                 f"not {decoder.latent}"
             )
-        self.encoder, self.decoder = encoder, decoder
-        self.units, self.kappa = decoder.latent, kappa
+        self.kappa = kappa
         self.length = resultant_length(kappa, self.units)
         self.kl = vmf_kl(kappa, self.units)
         self.log_prior = -log_area(self.units)
         self.log_peak = self.log_prior + vmf_peak(kappa, self.units)
         self.angles: Tensor
         self.register_buffer("angles", polar_angles(kappa, self.units), persistent=False)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "decoder": self.decoder}
 
     def encode(self, batch: Batch) -> tuple[Tensor]:
         """The mean direction of q(z|x), [B, D]."""
@@ -174,14 +171,6 @@ class SphericalVAE(LatentModel):
             kl=z.new_full((len(z), self.units), self.kl / self.units),
         )
 
-    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.log_px(batch, z)
-
-    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.predictions(batch, z)
-
     def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
         return F.normalize(batch.normal(k, self.units), dim=-1)
 
@@ -203,12 +192,6 @@ class SphericalVAE(LatentModel):
         z = torch.randn(n, self.units, device=self.angles.device)
         return self.decode(F.normalize(z, dim=-1), max_length=max_length, temperature=temperature)
 
-    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        return self.rewriting(batch, max_length).draw(max_length, 0.0)
-
     def rewriting(self, batch: Batch, max_length: int) -> Writing:
         """From mean directions; the means themselves lie inside of the sphere."""
         return self.decoder.writing(self.encoded(batch)[0])
-
-    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
-        return self.decoder.generate(z, max_length=max_length, temperature=temperature)

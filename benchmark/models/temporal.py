@@ -4,7 +4,8 @@
 import torch
 from torch import Tensor, nn
 
-from benchmark.api import Batch, Draw, LatentModel
+from benchmark.api import Batch, Draw
+from benchmark.models.decoding import DecodingModel
 from benchmark.models.gaussian import gaussian_log_density
 from benchmark.models.lstm import LSTMDecoder, LSTMEncoder, initialise
 from benchmark.models.recurrent import LSTM
@@ -66,7 +67,7 @@ class AuxiliaryPrior(nn.Module):
         return (gaussian_log_density(z, mean, log_variance) * mask[:, None]).sum(-1)
 
 
-class TemporalVAE(LatentModel):
+class TemporalVAE(DecodingModel):
     """p(z) an AR(1) process in each channel, q(z|x) factorised over steps, z_t fed at step t; with
     an auxiliary prior, by which codes are scored too in evaluation."""
 
@@ -81,14 +82,13 @@ class TemporalVAE(LatentModel):
         *,
         auxiliary: bool = True,
     ):
-        super().__init__()
-        self.encoder, self.decoder, self.units = encoder, decoder, len(alpha)
+        super().__init__(encoder, decoder, len(alpha))
         self.auxiliary = AuxiliaryPrior(self.units, hidden=64) if auxiliary else None
         self.alpha: Tensor
         self.register_buffer("alpha", torch.tensor(alpha))
 
     def parts(self) -> dict[str, nn.Module]:
-        parts: dict[str, nn.Module] = {"encoder": self.encoder, "decoder": self.decoder}
+        parts = super().parts()
         return parts if self.auxiliary is None else parts | {"auxiliary": self.auxiliary}
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -137,14 +137,6 @@ class TemporalVAE(LatentModel):
     def prior_codes(self, batch: Batch, k: int = 1) -> Tensor:
         return self.process(batch.normal(k, batch.targets.shape[1], self.units))
 
-    def log_px(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.log_px(batch, z)
-
-    def predictions(self, batch: Batch, z: Tensor | None) -> Tensor:
-        assert z is not None
-        return self.decoder.predictions(batch, z)
-
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encoded(batch)
         return mean, log_variance.exp(), batch.mask
@@ -154,15 +146,9 @@ class TemporalVAE(LatentModel):
         z = self.process(torch.randn(n, max_length, self.units, device=self.alpha.device))
         return self.decode(z, max_length=max_length, temperature=temperature)
 
-    def reconstruct(self, batch: Batch, *, max_length: int) -> Tensor:
-        return self.rewriting(batch, max_length).draw(max_length, 0.0)
-
     def rewriting(self, batch: Batch, max_length: int) -> Writing:
         """From posterior means; beyond the sentence's length the codes are zero."""
         mean, _ = self.encoder(batch)
         mean = mean.masked_fill(~batch.mask[..., None], 0)[:, :max_length]
         missing = max_length - mean.shape[1]
         return self.decoder.writing(nn.functional.pad(mean, (0, 0, 0, missing)))
-
-    def decode(self, z: Tensor, *, max_length: int, temperature: float = 0.0) -> Tensor:
-        return self.decoder.generate(z, max_length=max_length, temperature=temperature)
