@@ -44,8 +44,6 @@ PLACES = (
     *("seed=", "dataset.path=", "results_dir=", "data_dir="),
     *("device=", "threads=", "save_every="),
 )
-OURS = {("mi", "mixture batch 32"): "mi_batch32", ("neg_elbo", "exact"): "nll"}
-"""Our measure of what was printed by an estimator, where it has another name."""
 ABOUT = 5  # words: some count the signs that are none
 
 
@@ -287,6 +285,7 @@ def compare(
 ) -> tuple[list[Line], Data | None]:
     """Every printed figure of the rows beside ours, and the data that ours are of."""
     from leaderboard.load import KEY, load_cells, load_curves, stale
+    from leaderboard.published import ours
 
     config = next(iter(planned.values()))[0][1]
     cells = load_cells([config.results_dir])
@@ -305,8 +304,7 @@ def compare(
     data = prepared(this, config, hashes)
     lines = []
     for row, digits, behind in printed(this, planned):
-        plan, metric = planned[row["model"]], str(row["metric"])
-        metric = OURS.get((metric, str(row.get("estimator"))), metric)
+        plan, metric = planned[row["model"]], ours(row)
         values = [run[f"test/{metric}"] for run in done[row["model"]]]
         how = trail.get((plan[0][0].id, metric), set())
         why = _why_not(row, plan[0][1], hashes, data, how, changed, stale(done[row["model"]]))

@@ -480,7 +480,7 @@ def _published(
             continue
         trail = tested[(tested["method"] == row.method) & (tested["id"] == row.id)]
         for printed in theirs.to_dict("records"):
-            metric = str(printed["metric"])
+            metric = published.ours(printed)
             estimators = {*trail.loc[trail["metric"] == metric, "estimator"]}
             estimator = estimators.pop() if len(estimators) == 1 else None
             same, why = published.comparable(
@@ -491,7 +491,8 @@ def _published(
             )
             found.append(
                 (
-                    *(row.name, MEASURES.get(metric, metric), f"{printed['value']:g}"),
+                    *(row.name, MEASURES.get(printed["metric"], printed["metric"])),
+                    f"{printed['value']:g}",
                     number(*row.means.get(metric, (math.nan, math.nan))),
                     *(printed[name] for name in ("paper", "table", "model", "status")),
                     "" if same else why,

@@ -22,6 +22,8 @@ COLUMNS = (
 )
 MAY_BE_EMPTY = {"method", "bound", "why_not", "sizes", "hash"}
 
+OURS = {("mi", "mixture batch 32"): "mi_batch32", ("neg_elbo", "exact"): "nll"}
+"""By what a paper calls it and its estimator."""
 VERIFIED, FROM_MEMORY = "verified", "from memory"
 """Read in the paper or in another that quotes it; or not read again since."""
 
@@ -80,6 +82,12 @@ def beside(dataset: str, method: str, published: pd.DataFrame | None = None) -> 
     table = load() if published is None else published
     named = (table["dataset"] == DRAWN_FROM.get(dataset, dataset)) & (table["method"] == method)
     return table.loc[named & (method != "")]
+
+
+def ours(row: Mapping[str, Any]) -> str:
+    """The measure of ours that is what a row printed: by its estimator it may have another name."""
+    metric = str(row["metric"])
+    return OURS.get((metric, str(row.get("estimator"))), metric)
 
 
 def comparable(

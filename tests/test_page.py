@@ -242,3 +242,20 @@ def test_a_published_figure_stands_beside_ours_with_the_reason(tmp_path: Path):
     assert {line[4] for line in lines} == {*papers["paper"]}
     assert all(line[0] == "kl_annealing" and line[-1] for line in lines)  # each has its reason
     assert {line[3] for line in lines if line[1] == "-ELBO"} == {"102.00"}
+
+
+def test_an_exact_bound_of_a_paper_stands_beside_our_exact_likelihood(tmp_path: Path):
+    """A language model's -ELBO is its NLL, whatever it is called."""
+    printed = page.published.load().query("dataset == 'ptb' and method == 'lm'")
+    (row,) = printed.query("metric == 'neg_elbo'").to_dict("records")
+    run(tmp_path, "lm", 0, 101.0, neg_elbo=102.0)
+    (board,) = boards(load_cells([tmp_path]))
+    board.name, board.hash = "ptb", row["hash"]
+    trail = pd.DataFrame(
+        [("lm", board.rows[0].id, "nll", "exact"), ("lm", board.rows[0].id, "neg_elbo", None)],
+        columns=["method", "id", "metric", "estimator"],
+    )
+    sizes = {"embedding": 256, "hidden": 256, "latent": 32}
+    lines = page._published(board, trail, {board.rows[0].id: {"sizes": sizes}})
+    told = [line for line in lines if line[1] == "-ELBO" and line[2] == f"{row['value']:g}"]
+    assert [(line[3], line[-1]) for line in told] == [("101.00", "")]

@@ -264,8 +264,9 @@ def test_the_hash_is_that_of_one_data_set_alone():
 
 
 def test_beside():
-    papers = set(beside("yahoo", "aggressive")["paper"])
-    assert papers == {"he2019lagging-submission", "li2020optimus"}
+    # on Yahoo Optimus quotes what was annealed, too; on PTB and SNLI it does not say
+    assert set(beside("yahoo", "aggressive")["paper"]) == {"he2019lagging-submission"}
+    assert "li2020optimus" in set(beside("ptb", "aggressive")["paper"])
     assert set(beside("yahoo", "word_dropout")["model"]) == {"Word-drop 25 %", "Word-drop 50 %"}
     assert beside("yelp_full", "lm").equals(beside("yelp", "lm"))
     assert beside("synthetic", "vae").empty and beside("yahoo", "").empty
