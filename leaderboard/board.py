@@ -294,13 +294,13 @@ def _by_setting(cells: list[Cell]) -> list[tuple[list[str], list[Cell]]]:
     for setting in ranked[1:]:
         theirs = groups[setting]
         name = theirs[0]["budget"]
-        apart = [name] if name and name != first[0]["budget"] else []
-        apart += [
+        named = name and name != first[0]["budget"]
+        changed = [
             f"{option}={json.loads(value)}"
             for option, value, common in zip(usual, setting, ranked[0], strict=True)
-            if value != common and option not in NAMED
+            if value != common and not (named and option in NAMED)
         ]
-        found.append((apart, theirs))
+        found.append(([name, *changed] if named else changed, theirs))
     return found
 
 

@@ -171,7 +171,9 @@ def _setting(path: Path) -> tuple[str | None, str | None]:
         return None, None
     steps, epochs = budget.get("steps"), budget.get("epochs")
     size = None
-    if isinstance(steps, int) and steps:
+    if budget.get("name") == RECIPES:
+        known["budget"] = {option: budget[option] for option in _SHARED if option in budget}
+    elif isinstance(steps, int) and steps:
         size = f"{steps:,} steps"
     elif isinstance(epochs, int | float) and not budget.get("halving"):
         size = f"{epochs:g} epochs"
@@ -179,6 +181,9 @@ def _setting(path: Path) -> tuple[str | None, str | None]:
     return name, json.dumps(_leaves(known), sort_keys=True, default=str)
 
 
+RECIPES = "paper"
+"""The budget whose optimiser, batches and the like are each method's own."""
+_SHARED = ("name", "epochs", "steps", "evaluation")
 _BLOCKS = re.compile(r"^(?:budget|model):(?:.*\n(?: .*\n)*)", re.M)
 
 

@@ -182,6 +182,23 @@ def test_another_model_or_measurement_is_another_board(tmp_path: Path):
     assert {id(board) for board in main.others} == {id(board) for board in others}
 
 
+def test_the_papers_recipes_are_one_board(tmp_path: Path):
+    """Each method's optimiser is its own there; how long and how it is measured is not."""
+    budgets = {
+        "vae": "epochs: 100, clip: 5.0, halving: {patience: 2}",
+        "free": "epochs: 100, clip: 0.25, halving: null",
+        "short": "epochs: 30, clip: 5.0, halving: {patience: 2}",
+    }
+    for method, budget in budgets.items():
+        for seed in range(1 if method == "short" else 2):
+            at = write(tmp_path, method, seed, identity=f"{len(method):012d}", nll=34.0).path
+            (at / "config.yaml").write_text(f"budget: {{name: paper, {budget}}}\n")
+    main, other = boards(load_cells([tmp_path]))
+    assert {row.method for row in main.rows} == {"vae", "free"}
+    assert [row.method for row in other.rows] == ["short"]
+    assert (main.dataset, other.dataset) == ("toy", "toy, budget.epochs=30")
+
+
 def test_only_the_most_run_setting_stands_for_a_data_set(tmp_path: Path):
     """In the comparison across data sets."""
     for dataset in ("toy", "zoo"):
