@@ -189,7 +189,7 @@ def test_the_optimal_linear_vae():
     # the decoder reads each unit whatever the others are
     np.testing.assert_allclose(columns["alone"], read, rtol=1e-6, atol=1e-9)
     assert verdicts(found, DEFAULT, told, read, error) == ["active"] * 3 + ["weak"]
-    assert diagnosis.flags(found, DEFAULT, np.ones(4)) == [[]] * 4
+    assert diagnosis.flags(found, DEFAULT, np.ones(4), columns) == [[]] * 4
     # -log p(x|z) is quadratic in z: the noise costs N w^2 / (2 s^2) a unit
     costs = (noise / eigenvalue * loading**2 / (2 * noise)).sum()
     assert distortion["1.0"] - distortion["0.0"] == pytest.approx(costs, rel=0.1)
@@ -270,6 +270,11 @@ def test_what_two_units_say_alike_either_alone_tells():
     columns, _ = read_out(model, numbered(400, (3, 5)), np.arange(400), CPU)
     np.testing.assert_allclose(columns["read"], 0, atol=1e-4)
     assert (columns["alone"] > 1).all() and (columns["alone_error"] < 0.3).all()
+    split = numbered(400, (3, 5))
+    loud = Told(np.stack([signal, 0 * signal], 1), np.full((400, 2), 0.1), log_px)
+    for tested, flagged in ((model, ["redundant"]), (loud, [])):
+        found = diagnosed(tested, numbered(400, (3, 5), "valid"), split, CPU, DEFAULT)
+        assert found["flags"][0] == [f for f in found["flags"][0] if f == "off prior"] + flagged
 
 
 def test_a_unit_collapses_where_all_but_delta_are_below():

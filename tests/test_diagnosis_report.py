@@ -105,6 +105,14 @@ def test_units_of_one_verdict_are_told_together(verdict):
     assert total == pytest.approx(20 * UNITS["bound"][FULL["verdicts"].index(verdict)], abs=0.01)
 
 
+@pytest.mark.parametrize("verdict", ["unread", "undecided"])
+def test_what_others_say_too_needs_no_other_decoder(verdict):
+    one = alone(verdict, 1, alone=1.5, alone_error=0.1) | {"flags": [["redundant"]]}
+    said = told(one)
+    assert "alone it gains 1.50 nats (s.e. 0.10): others say the same." in said["Units"]
+    assert "Try" not in said and told(one | {"flags": [[]]})["Try"]
+
+
 def nats_of(text: str) -> float:
     found = re.search(r"at most ([\d.]+) nats together", text)
     return float(found[1]) if found else 0.0

@@ -144,7 +144,7 @@ def units(
         "units": {name: parts.plain(column) for name, column in columns.items()}
         | {"reliability": {name: parts.plain(column) for name, column in stable.items()}},
         "verdicts": parts.verdicts(found, at, told, decoder["read"], decoder["read_error"]),
-        "flags": parts.flags(found, at, least),
+        "flags": parts.flags(found, at, least, decoder),
         "distortion_by_noise": distortion,
     }
 

@@ -18,6 +18,7 @@ that follows its history leaves G's sum; another's may be below 0, for its steps
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,16 +111,24 @@ def verdicts(
     return [of(*unit) for unit in units]
 
 
-def flags(found: Parts, at: Diagnosis, reliability: Array) -> list[list[str]]:
+def flags(
+    found: Parts, at: Diagnosis, reliability: Array, decoder: Mapping[str, Array]
+) -> list[list[str]]:
     """Of each unit, besides: `off prior`, where the rate pays for an aggregate that is not the
     prior rather than for information; `low scale`, where active units would overlook it;
-    `unstable`, where what moves its mean is not the sentence. reliability: [D], the least of those
-    that there are, or NaN."""
+    `unstable`, where what moves its mean is not the sentence; `redundant`, where the decoder has
+    something of it alone, by two standard errors, and would not for certain miss it: others say the
+    same. reliability: [D], the least of those that there are, or NaN; decoder: of
+    `units.read_out`."""
     written = found.bound >= at.information
+    enough, missed = (
+        decoder[name] - 2 * decoder[f"{name}_error"] >= at.read for name in ("alone", "read")
+    )
     flagged = {
         "off prior": (found.mismatch >= at.information) & (found.mismatch > found.bound),
         "low scale": (found.signal < at.signal) & written,
         "unstable": (reliability < at.reliability) & ((found.signal >= at.signal) | written),
+        "redundant": written & enough & ~missed,
     }
     return [[name for name, units in flagged.items() if units[d]] for d in range(len(found.signal))]
 

@@ -169,6 +169,11 @@ FLAGGED = {
         "The means of units {who} follow dropout or a blotted word more than the sentence "
         "(reliability {share} or more).",
     ),
+    "redundant": (
+        "Unit {who} is not clearly missed, and yet alone it gains {alone}: others say the same.",
+        "Units {who} are not clearly missed one by one, and yet the first of them alone gains "
+        "{alone}: they say the same.",
+    ),
 }
 
 
@@ -213,6 +218,7 @@ def _group(words: tuple[str, str], group: Sequence[Unit]) -> str:
         told=nats(_total(group, "information")) + together,
         instead=f"another sentence's {theirs} costs {_measured((first.read, first.read_error))}",
         share=nats(min(unit.stable for unit in group)),
+        alone=_measured((first.alone, first.alone_error)),
     )
 
 
@@ -479,7 +485,8 @@ def _notes(record: Record) -> list[str]:
 
 def _remedies(record: Record) -> list[str]:
     found = units(record)
-    verdicts = Counter(unit.verdict for unit in found)
+    # what others say, too, needs no decoder that reads it
+    verdicts = Counter(unit.verdict for unit in found if "redundant" not in unit.flags)
     flagged = Counter(flag for unit in found for flag in unit.flags)
     lag = section(record, "lag").get("verdict")
     causes = str(section(record, "interventions").get("cause") or "").split(" and ")
