@@ -366,10 +366,10 @@ def labelled(split, labels):
 @pytest.mark.parametrize(
     ("means", "shares", "said"),
     [
-        (0.0, (1, 0, 0), "of that 100% in the head is lost"),
-        (1.0, (1, 1, 0.5), "% to the posterior's noise is lost"),
+        (0.0, (1, 0, 0), "of that 100% is lost in the head"),
+        (1.0, (1, 1, 0.5), "% is lost to the posterior's noise"),
         (3.0, (1, 1, 0.9), ""),
-        (0.2, (1, 1, 0.04 / 1.04), "% to the posterior's noise is lost"),
+        (0.2, (1, 1, 0.04 / 1.04), "% is lost to the posterior's noise"),
     ],
 )
 def test_where_a_label_is_lost(means, shares, said):

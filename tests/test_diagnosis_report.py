@@ -69,7 +69,7 @@ def test_every_number_is_told():
     assert "the KL rises by 0.50" in encoder and "basin" not in encoder
     assert "is 2.90 nats (s.e. 0.10) from the prior, the encoder's 2.10" in encoder
     assert "90% in the encoder's last state, 60% in the posterior's means and 20% in the" in encoder
-    assert "of that 33% in the head and 44% to the posterior's noise are lost." in encoder
+    assert "of that 33% is lost in the head and 44% is lost to the posterior's noise." in encoder
     assert "of the length a linear probe finds 1% in the encoder's last state and 0% in" in encoder
     assert "the encoder's last state has next to none of it." in encoder
     lost = "1 of 2 dead units once had a signal: unit 1's reached 0.30 at step 10."

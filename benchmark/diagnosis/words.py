@@ -364,8 +364,8 @@ def _lost(shares: Sequence[tuple[str, float]]) -> str:
     if most < NEXT_TO_NONE:
         return f": {PLACES[first]} {_one(first == 'state', 'has', 'have')} next to none of it"
     steps = [(place, (before - after) / most) for (_, before), (place, after) in pairwise(shares)]
-    lost = [f"{loss:.0%} {LOST[place]}" for place, loss in steps if loss >= TOLD]
-    return f": of that {listed(lost)} {_one(len(lost), 'is', 'are')} lost" if lost else ""
+    lost = [f"{loss:.0%} is lost {LOST[place]}" for place, loss in steps if loss >= TOLD]
+    return f": of that {listed(lost)}" if lost else ""
 
 
 def _trajectory(record: Record) -> list[str]:
