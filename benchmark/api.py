@@ -116,11 +116,13 @@ class LatentModel(nn.Module):
 
     latent: "none", "global" (one code a sentence), "sequence" (one a step) or "implicit" (codes
     without densities). units: number of latent dimensions (global) or channels (sequence).
+    own_rates: whether each unit has a KL of its own, rather than an equal share of the whole.
     The inference network learns of the sentence through `batch.source` alone.
     """
 
     latent: str = "global"
     units: int = 0
+    own_rates: bool = True
 
     @abstractmethod
     def draw(self, batch: Batch, k: int = 1) -> Draw:

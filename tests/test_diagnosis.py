@@ -10,7 +10,7 @@ from scipy import integrate, stats
 from torch import nn
 
 from benchmark.api import UNK
-from benchmark.compose import UserError, find_method
+from benchmark.compose import UserError, find_method, method_names
 from benchmark.config import Diagnosis
 from benchmark.diagnosis import parts as diagnosis
 from benchmark.diagnosis import words as words_of
@@ -409,6 +409,31 @@ def loud(method="vae"):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model.eval()
+
+
+@torch.no_grad()
+def test_units_that_share_one_rate_have_no_mismatch_of_their_own():
+    """An encoder that points one way whatever it reads: an equal share of a constant KL says of no
+    unit what it costs."""
+    model, split = loud("vmf_vae"), words(60, (3, 6), name="test")
+    model.encoder.forward = lambda batch: torch.eye(3)[:1].expand(len(batch), 3)
+    found, _, epsilon = rate(model, split, CPU, 0.01)
+    assert found.rate.sum() == pytest.approx(model.kl) and found.bound == pytest.approx(0, abs=1e-6)
+    assert np.isnan([found.mismatch, epsilon]).all()
+    decoder = {name: np.zeros(3) for name in ("read", "read_error", "alone", "alone_error")}
+    assert diagnosis.flags(found, DEFAULT, np.ones(3), decoder) == [[]] * 3
+    model.own_rates = True
+    found, _, epsilon = rate(model, split, CPU, 0.01)
+    assert diagnosis.flags(found, DEFAULT, np.ones(3), decoder) == [["off prior"]] * 3
+
+
+@pytest.mark.parametrize("method", sorted({*method_names()} - {"stack"}))
+@torch.no_grad()
+def test_who_says_that_units_have_rates_of_their_own(method):
+    model = loud(method)
+    if model.latent != "none":
+        kl = model.draw(words(6, (3, 6), name="test").batch(np.arange(6))).kl
+        assert model.own_rates != bool(torch.allclose(kl, kl[:1, :1]))
 
 
 @pytest.mark.parametrize("method", ["vae", "temporal_delta_vae", "zforcing"])

@@ -130,6 +130,8 @@ def units(
     stable = reliability(model, split, rows, device, at)
     if told is None:
         notes["units/information"] = WHY_NO_INFORMATION.get(model.latent, relative)
+    if not model.own_rates:
+        notes["units/mismatch"] = "the units share one rate"
     if distortion is None:
         notes["distortion_by_noise"] = relative
     for name, values in stable.items():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ def rate(
 ) -> tuple[Parts, Array | None, Array]:
     """The parts of each unit's rate; its information, [D], None of a code with steps and where the
     posterior's means are not the codes' own; and the epsilon, [D], see `parts.epsilon`, from which
-    on it has collapsed. Raises UserError where the model has no posteriors."""
+    on it has collapsed. This and the mismatch are NaN where units share one rate. Raises UserError
+    where the model has no posteriors."""
     moments, own_means = Moments(), True
     rates = np.empty((len(split), model.units))
     found = np.empty((3, len(split), model.units)) if model.latent == "global" else None
@@ -51,7 +53,11 @@ def rate(
     if found is not None and own_means:
         mean, variance, code = found[:, subset(split, "mi", MOST)]
         told = parts.information(code, mean, variance)
-    return parts.parts(sums, rates.mean(0)), told, parts.epsilon(rates, delta)
+    split_up, epsilon = parts.parts(sums, rates.mean(0)), parts.epsilon(rates, delta)
+    if not model.own_rates:
+        unknown = np.full(model.units, np.nan)
+        return replace(split_up, mismatch=unknown), told, unknown
+    return split_up, told, epsilon
 
 
 def read_out(

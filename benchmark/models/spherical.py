@@ -129,6 +129,7 @@ class SphericalVAE(DecodingModel):
     """
 
     latent = "global"
+    own_rates = False
 
     def __init__(self, encoder: DirectionEncoder, decoder: LSTMDecoder, kappa: float):
         super().__init__(encoder, decoder, decoder.latent)
