@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +372,7 @@ def _runs(row: Row) -> dict[str, Any]:
             )
             found["budget"] = str(_mapping(config.get("budget")).get("name") or "")
             found["sizes"] = _mapping(config.get("model"))
-            found["command"] = _command(cell, found["budget"], about)
+            found["command"] = _command(cell, config, about)
         if not found["written"] and cell["status"] == "done":
             found["written"] = _samples(path)
         started = str(about.get("started_at") or UNKNOWN)
@@ -412,22 +412,26 @@ def _parsed(config: str) -> dict[str, Any]:
     return {}
 
 
-def _command(cell: Mapping[str, Any], budget: str, about: Mapping[str, Any]) -> str:
+def _command(cell: Mapping[str, Any], config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """What makes a run again, but for its seed: its method and what its name tells of that, and the
-    words of its own command that are neither a sweep's nor the machine's."""
+    words of its own command that are not the machine's; of a sweep's, its own value."""
     variant = cell["variant"] if isinstance(cell["variant"], str) else cell["method"]
     method, *changed = variant.split(" ")
+    budget = str(_mapping(config.get("budget")).get("name") or "")
     argv = about.get("argv")
     asked = _mapping(about.get("submitted")).get("words") or (
         argv[1:] if isinstance(argv, list) else []
     )
-    plain = {
-        key: word
-        for word in asked
-        if isinstance(word, str) and not re.search(r"=(?![\[{'\"]).*,|=(range|glob)\(|=all$", word)
-        for key in [word.partition("=")[0].lstrip("+~")]
-        if "=" in word and key not in MACHINE
-    }
+    plain: dict[str, str] = {}
+    for word in filter(lambda word: isinstance(word, str) and "=" in word, asked):
+        key = word.partition("=")[0].lstrip("+~")
+        if re.search(r"=(?![\[{'\"]).*,|=(range|glob)\(|=all$", word):
+            own = reduce(lambda group, name: _mapping(group).get(name), key.split("."), config)
+            if own is None or isinstance(own, dict | list):
+                continue
+            word = f"{key}={json.dumps(own) if isinstance(own, bool) else own}"
+        if key not in MACHINE:
+            plain[key] = word
     words = [f"method={method}", plain.pop("dataset", f"dataset={cell['dataset']}")]
     words += ["placebo=true" if word == "placebo" else f"method.{word}" for word in changed]
     words += [] if "budget" in plain or budget in ("", "default") else [f"budget={budget}"]

@@ -665,7 +665,7 @@ def _label(row: Row) -> str:
 
 
 def _settings(row: Row) -> tuple[str, str]:
-    """What else defines the variant, and its budget, by its configuration; as text."""
+    """What else defines the variant and its bound, and its budget, by its configuration; as text."""
     try:
         text = (Path(row.done[0]["path"]) / "config.yaml").read_text(encoding="utf-8")
         config = yaml.load(text, YAML)
@@ -675,6 +675,8 @@ def _settings(row: Row) -> tuple[str, str]:
     others = {n: config.get(n) for n in ("method", "model", "batching", "precision", "placebo")}
     budget = config.get("budget")
     if isinstance(budget, dict):  # how much is measured is no part of training's
+        measured = budget.get("evaluation")
+        others["samples"] = measured.get("nll_samples") if isinstance(measured, dict) else None
         budget = {name: value for name, value in budget.items() if name != "evaluation"}
     rest, said = (json.dumps(_said(x), sort_keys=True, default=str) for x in (others, budget))
     return rest, said

@@ -204,19 +204,20 @@ def test_each_column_has_its_entry_in_the_glossary():
                 "submitted": {
                     "words": [
                         *("method=free,vae", "dataset=toy_of_mine", "budget.steps=7"),
-                        *("seed=range(0,3)", "model.hidden=8,16"),
+                        *("seed=range(0,3)", "model.hidden=8,16", "gone.by=1,2"),
                     ]
                 },
             },
-            "dataset=toy_of_mine method.target=8 placebo=true budget=smoke budget.steps=7",
+            "dataset=toy_of_mine method.target=8 placebo=true budget=smoke budget.steps=7 "
+            "model.hidden=16",
         ),
     ],
 )
 def test_a_command_makes_the_variant_again(tmp_path: Path, provenance, more):
-    """From its name, and from its own words but those of machine and sweep."""
+    """From its name, and from its own words but those of the machine; a sweep's as it had them."""
     results = tmp_path / "results"
     path = run_directory(results, "free target=8 placebo")
-    (path / "config.yaml").write_text("budget:\n  name: smoke\nseed: 3\n")
+    (path / "config.yaml").write_text("budget:\n  name: smoke\nmodel:\n  hidden: 16\nseed: 3\n")
     known = json.loads((path / "run.json").read_text())
     known["provenance"] |= provenance
     (path / "run.json").write_text(json.dumps(known))
