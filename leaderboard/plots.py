@@ -665,7 +665,7 @@ def _label(row: Row) -> str:
 
 
 def _settings(row: Row) -> tuple[str, str]:
-    """What else defines the variant and its bound, and its budget, by its configuration; as text."""
+    """What else defines the variant and its bound, and its budget; as text."""
     try:
         text = (Path(row.done[0]["path"]) / "config.yaml").read_text(encoding="utf-8")
         config = yaml.load(text, YAML)
