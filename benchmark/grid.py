@@ -25,6 +25,8 @@ CONTENT = (
     *("tokens", "max_tokens", "overlong", "vocabulary", "min_count"),
 )
 """The keys of a data set that define its content."""
+SILENT = ("budget.evaluation.every",)
+"""Options of LISTED that change no result: extra records that nothing reads."""
 
 
 def identity(config: DictConfig, defaults: Mapping[str, Any]) -> str:
@@ -38,9 +40,9 @@ def identity(config: DictConfig, defaults: Mapping[str, Any]) -> str:
     given: Any = OmegaConf.to_container(config, resolve=True)
     listed = {key: given[key] for key in LISTED if key in given}
     listed["dataset"] = {key: given["dataset"][key] for key in CONTENT if key in given["dataset"]}
-    # extra records that nothing reads change no result
-    silent = {"budget": {"evaluation": {"every": None}}}
-    typed = OmegaConf.merge(schema(Config), listed, silent)
+    typed = OmegaConf.merge(schema(Config), listed)
+    for option in SILENT:
+        OmegaConf.update(typed, option, None)
     kept = _deviations(typed)
     neutral = _deviations(OmegaConf.create(dict(defaults)))
     kept["method"] = _method(kept["method"], neutral)

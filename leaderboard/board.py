@@ -43,12 +43,13 @@ from leaderboard.inference import (
     tie_groups,
     winner,
 )
-from leaderboard.load import DUPLICATE, KEY, stale
+from leaderboard.load import DUPLICATE, KEY, SIZES, stale
 from leaderboard.statistics import mean
 
 PLAIN, LANGUAGE_MODEL = "vae", "lm"
 PLACEBO = " placebo"
-NAMED = ("budget.name", "budget.epochs", "budget.steps")  # options that a budget's name has
+NAMED = ("budget.name", "budget.epochs", "budget.steps")
+"""Options that the name of a budget tells, the size where it ends by one."""
 MEASURES = {
     "nll": "NLL",
     "neg_elbo": "-ELBO",
@@ -156,8 +157,9 @@ class Row:
         return self.kind == other.kind or "none" in (self.kind, other.kind)
 
     def apart(self, other: "Row") -> bool:
-        """Whether the two are told apart by NLL."""
-        return self.compares(other) and not {*self.groups} & {*other.groups}
+        """Whether the two are told apart by NLL; a stale one never is."""
+        known = self.compares(other) and bool(self.groups and other.groups)
+        return known and not {*self.groups} & {*other.groups}
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -202,7 +204,8 @@ class Equal:
 
 @dataclass
 class Board:
-    """The rows of one data set, model, budget and measurement, best first, the unknown last."""
+    """The rows of one data set, model, budget and measurement, best first, the unknown last; stale
+    ones are shown and take part in nothing."""
 
     dataset: str
     """Its name, and what sets it apart from another board of that name."""
@@ -295,10 +298,11 @@ def _by_setting(cells: list[Cell]) -> list[tuple[list[str], list[Cell]]]:
         theirs = groups[setting]
         name = theirs[0]["budget"]
         named = name and name != first[0]["budget"]
+        told_by_name = NAMED if named and name.endswith(SIZES) else NAMED[:1] if named else ()
         changed = [
             f"{option}={json.loads(value)}"
             for option, value, common in zip(usual, setting, ranked[0], strict=True)
-            if value != common and not (named and option in NAMED)
+            if value != common and option not in told_by_name
         ]
         found.append(([name, *changed] if named else changed, theirs))
     return found
@@ -326,9 +330,10 @@ def _board(label: str, name: str, content: str | None, cells: list[Cell], trails
             row.name = f"{row.name} ({row.id[:6]})"
         _measure(row)
     rows.sort(key=lambda row: (math.isnan(row.means["nll"][0]), row.means["nll"][0], row.name))
-    _compare(rows)
-    equal = {name: found for name in COSTS if (found := _equal(rows, trails, name))}
-    return Board(label, name, content, rows, _select(rows), _at_rates(rows), equal)
+    current = [row for row in rows if not row.stale]
+    _compare(current)
+    equal = {name: found for name in COSTS if (found := _equal(current, trails, name))}
+    return Board(label, name, content, rows, _select(current), _at_rates(current), equal)
 
 
 def _name(cells: list[Cell]) -> str:
@@ -346,8 +351,7 @@ def _measure(row: Row) -> None:
 
 
 def _compare(rows: list[Row]) -> None:
-    """Fill in what rows say of each other; a stale one is compared with none."""
-    rows = [row for row in rows if not row.stale]
+    """Fill in what rows say of each other."""
     named = {row.name: row for row in rows}
     plain, model = named.get(PLAIN), named.get(LANGUAGE_MODEL)
     by_sentence = _by_sentence(rows)
@@ -605,9 +609,9 @@ def overall(found: Sequence[Board]) -> Overall | None:
 
 
 def _scores(board: Board) -> dict[str, dict[int, float]]:
-    """row -> seed -> score, of the rows that have any."""
+    """row -> seed -> score, of the rows that have any and are not stale."""
     plain = board.row(PLAIN)
-    if plain is None:
+    if plain is None or plain.stale:
         return {}
     base = {
         seed: (cell["test/nll"], cell["test/nll"] / math.log(cell["test/ppl"]))
@@ -616,7 +620,7 @@ def _scores(board: Board) -> dict[str, dict[int, float]]:
     }
     found = {}
     for row in board.rows:
-        outcomes = row.outcomes("test")
+        outcomes = {} if row.stale else row.outcomes("test")
         found[row.name] = {
             seed: (outcomes[seed] - nll) / tokens
             for seed, (nll, tokens) in sorted(base.items())

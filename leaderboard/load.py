@@ -20,6 +20,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from benchmark.grid import SILENT
 from benchmark.record import (
     RESULT_VERSION,
     SPLITS,
@@ -159,8 +160,8 @@ def _row(path: Path) -> dict[str, Any]:
 
 def _setting(path: Path) -> tuple[str | None, str | None]:
     """By a run's config.yaml the name and size of its budget, and what of its model, training and
-    measurement is no method's, option -> value as JSON; None where it does not say. What ends by a
-    rule of its own has no size."""
+    measurement is no method's and changes a result, option -> value as JSON; None where it does not
+    say. What ends by a rule of its own has no size."""
     try:
         blocks = _BLOCKS.findall(path.read_text(encoding="utf-8"))
         known = yaml.load("".join(blocks), YAML)
@@ -174,17 +175,20 @@ def _setting(path: Path) -> tuple[str | None, str | None]:
     if budget.get("name") == RECIPES:
         known["budget"] = {option: budget[option] for option in _SHARED if option in budget}
     elif isinstance(steps, int) and steps:
-        size = f"{steps:,} steps"
+        size = f"{steps:,}{SIZES[0]}"
     elif isinstance(epochs, int | float) and not budget.get("halving"):
-        size = f"{epochs:g} epochs"
+        size = f"{epochs:g}{SIZES[1]}"
     name = ", ".join(str(part) for part in (budget.get("name"), size) if part) or None
-    return name, json.dumps(_leaves(known), sort_keys=True, default=str)
+    told = {option: value for option, value in _leaves(known).items() if option not in SILENT}
+    return name, json.dumps(told, sort_keys=True, default=str)
 
 
+SIZES = (" steps", " epochs")
+"""By which the name of a budget ends that has a size."""
 RECIPES = "paper"
 """The budget whose optimiser, batches and the like are each method's own."""
 _SHARED = ("name", "epochs", "steps", "evaluation")
-_BLOCKS = re.compile(r"^(?:budget|model):(?:.*\n(?: .*\n)*)", re.M)
+_BLOCKS = re.compile(r"^(?:budget|model|batching|precision):(?:.*\n(?: .*\n)*)", re.M)
 
 
 def _leaves(node: Any, place: str = "") -> dict[str, Any]:

@@ -240,7 +240,8 @@ def _story(board: Board) -> list[str]:
     """What the table says, in sentences."""
     rows = [row for row in board.rows if row.groups]
     if not rows:
-        return ["No run is done."]
+        older = any(row.stale for row in board.rows)
+        return ["Every run is of older code, and stale." if older else "No run is done."]
     first, *others = rows
     others = [row for row in others if first.compares(row)]
     lowest = f"{first.name} has the lowest NLL, {number(*first.means['nll'])} nats a sentence"

@@ -146,11 +146,19 @@ def _withdraw(cells: pd.DataFrame, out: Path) -> list[Path]:
         for run in find_runs(out)
         if run.absolute().parts[-4] in here
         and run.absolute().parts[-4:] not in known
-        and (RunDirectory(run).read() or {}).get("status") == "queued"
+        and _is_announced(run)
     ]
     for run in gone:
         shutil.rmtree(run)
     return gone
+
+
+def _is_announced(run: Path) -> bool:
+    try:
+        record = RunDirectory(run).read()
+    except (OSError, ValueError):
+        return False  # damaged, which the reader is to hear
+    return record is not None and record["status"] == "queued"
 
 
 def restore(published: str | Path, results: str | Path) -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from leaderboard import page
 from leaderboard.__main__ import main
 from leaderboard.board import Board, _letter, boards, overall
 from leaderboard.load import load_cells
@@ -166,15 +167,25 @@ def test_another_model_or_measurement_is_another_board(tmp_path: Path):
             (at / "config.yaml").write_text(f"{settings}seed: {seed}\n")
 
     old, samples = "model: {latent: 8}\n", "budget: {{name: own, {}evaluation: {{samples: {}}}}}\n"
-    lay(old + samples.format("epochs: 10, steps: null, ", 500), 3, "a" * 12, nll=34.0)
+    ten = "epochs: 10, steps: null, "
+    lay(old + samples.format(ten, 500), 3, "a" * 12, nll=34.0)
+    # more records than these change no result
+    lay(old + samples.format(ten, "500, every: 9"), 1, "f" * 12, nll=34.0)
     # an older file, which lacks an option that came since
     lay("model: {}\n" + samples.format("epochs: 10, ", 500), 2, "b" * 12, nll=34.0)
     lay("model: {latent: 9}\n" + samples.format("epochs: 10, ", 500), 1, "c" * 12, nll=33.0)
     lay(old + samples.format("epochs: 10, ", 4), 1, "d" * 12, nll=33.0)
     lay(old + samples.format("epochs: null, steps: 50, ", 500), 9, "e" * 12, "queued")
+    lay("batching: bucketed\n" + samples.format(ten, 500), 1, "1" * 12, nll=33.0)
+    lay("precision: bf16\n" + samples.format(ten, 500), 1, "2" * 12, nll=33.0)
+    lay(
+        "batching: exact\nprecision: fp32\n" + old + samples.format(ten, 500), 2, "3" * 12, nll=35.0
+    )
     main, *others = boards(load_cells([tmp_path]))
-    assert main.dataset == "toy" and sorted(row.id[0] for row in main.rows) == ["a", "b"]
+    assert main.dataset == "toy" and sorted(row.id[0] for row in main.rows) == ["3", "a", "b", "f"]
     assert {board.dataset: board.rows[0].id[0] for board in others} == {
+        "toy, batching=bucketed": "1",
+        "toy, precision=bf16": "2",
         "toy, model.latent=9": "c",
         "toy, budget.evaluation.samples=4": "d",
         "toy, own, 50 steps": "e",
@@ -189,14 +200,32 @@ def test_the_papers_recipes_are_one_board(tmp_path: Path):
         "free": "epochs: 100, clip: 0.25, halving: null",
         "short": "epochs: 30, clip: 5.0, halving: {patience: 2}",
     }
-    for method, budget in budgets.items():
-        for seed in range(1 if method == "short" else 2):
+    budgets = {method: f"name: paper, {budget}, " for method, budget in budgets.items()}
+    budgets["few"], budgets["usual"] = budgets["vae"], "name: default, epochs: 10, "
+
+    def lay(method: str, seeds: int, samples: int = 500) -> None:
+        budget = f"{budgets[method]}evaluation: {{samples: {samples}}}"
+        for seed in range(seeds):
             at = write(tmp_path, method, seed, identity=f"{len(method):012d}", nll=34.0).path
-            (at / "config.yaml").write_text(f"budget: {{name: paper, {budget}}}\n")
-    main, other = boards(load_cells([tmp_path]))
-    assert {row.method for row in main.rows} == {"vae", "free"}
-    assert [row.method for row in other.rows] == ["short"]
-    assert (main.dataset, other.dataset) == ("toy", "toy, budget.epochs=30")
+            (at / "config.yaml").write_text(f"budget: {{{budget}}}\n")
+
+    def found() -> dict[str, set[str]]:
+        tables = boards(load_cells([tmp_path]))
+        return {board.dataset: {row.method for row in board.rows} for board in tables}
+
+    lay("vae", 3), lay("free", 3), lay("short", 2), lay("few", 1, samples=4)
+    assert found() == {
+        "toy": {"vae", "free"},
+        "toy, budget.epochs=30": {"short"},
+        "toy, budget.evaluation.samples=4": {"few"},
+    }
+    lay("usual", 9)  # by which the others are named, each by what it is
+    assert found() == {
+        "toy": {"usual"},
+        "toy, paper, budget.epochs=100": {"vae", "free"},
+        "toy, paper, budget.epochs=30": {"short"},
+        "toy, paper, budget.epochs=100, budget.evaluation.samples=4": {"few"},
+    }
 
 
 def test_only_the_most_run_setting_stands_for_a_data_set(tmp_path: Path):
@@ -276,6 +305,28 @@ def test_rows_of_an_older_version_are_marked(tmp_path: Path):
     assert "| free (stale) |" in text and "| vae |" in text and text.count("(stale)") == 1
     assert tex_.count("(stale)") == 1
     assert (tmp_path / "index.html").read_text().count('<span class="quiet">stale</span>') == 1
+
+
+def test_a_row_of_an_older_version_takes_part_in_nothing(tmp_path: Path):
+    for dataset in ("toy", "zoo"):
+        for method in ("vae", "lm", "free"):
+            for seed in range(3):
+                run(tmp_path, method, seed, 34.0 + 0.02 * seed, dataset=dataset, ppl=9.0)
+    for path in tmp_path.glob("*/free/*/s*/run.json"):
+        outdate(path)
+    found = boards(load_cells([tmp_path]))
+    for board in found:
+        free = board.row("free")
+        assert free is not None and free.stale and free.groups == "" and not free.best
+        assert not any(row.apart(free) or free.apart(row) for row in board.rows)
+        assert {each.method for each in board.methods} == {"vae", "lm"}
+    across = overall(found)
+    assert across is not None and {row.name for row in across.rows} == {"vae", "lm"}
+    for path in tmp_path.glob("*/*/*/s*/run.json"):
+        outdate(path)
+    (board, _) = boards(load_cells([tmp_path]))
+    assert page._story(board) == ["Every run is of older code, and stale."]
+    assert overall([board]) is None
 
 
 def test_check_lists_what_is_not_to_be_trusted(tmp_path: Path, capsys):

@@ -191,6 +191,10 @@ def test_what_has_not_run_is_announced_until_it_has(tmp_path):
     assert publish(load_cells([runs]).iloc[:0], out) == []  # where there are no runs of its data
     assert publish(load_cells([runs]), out) == [made[1]] and not made[1].exists()
     assert list(load_cells([out])["status"]) == ["done"]  # which stays, though it runs anew
+    torn = out / "toy/other/0123456789ab/s0/run.json"  # damaged by hand, and for a person to mend
+    torn.parent.mkdir(parents=True)
+    torn.write_text("<<<<<<< ours")
+    assert publish(load_cells([runs]), out) == [] and torn.exists()
 
 
 def test_a_second_copy_is_not_published(tmp_path):
