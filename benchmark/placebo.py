@@ -61,6 +61,11 @@ class Misread:
     def lengths(self) -> NDArray[np.integer]:
         return self.split.lengths
 
+    @property
+    def labels(self) -> NDArray[np.integer] | None:
+        """The sentences' own, not those of their partners."""
+        return self.split.labels
+
     def __len__(self) -> int:
         return len(self.split)
 

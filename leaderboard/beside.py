@@ -135,7 +135,7 @@ DIAGNOSIS: Spec = {
     **_numbers("schema", "step", "sentences"),
     "latent": LATENT,
     "thresholds": _numbers("signal", "information", "read", "reliability", "delta"),
-    "units": _lists(*words.MEASURES)
+    "units": _lists(*words.MEASURES, "shared", "shared_error")
     | {"reliability": _lists("dropout", "dropout_scale", "tokens", "tokens_scale")},
     "verdicts": [_one_of(*words.READING)],
     "flags": [[_one_of(*words.FLAGGED)]],

@@ -19,7 +19,7 @@ from benchmark.diagnosis.parts import information, verdicts
 from benchmark.diagnosis.probes import explained, probes
 from benchmark.diagnosis.reading import reading, told_apart
 from benchmark.diagnosis.sentences import Mean
-from benchmark.diagnosis.units import rate, read_out, reliability
+from benchmark.diagnosis.units import READ, rate, read_out, reliability
 from benchmark.diagnosis.words import PLACES
 from benchmark.evaluate import Moments, evaluate
 from benchmark.noise import Noise
@@ -224,6 +224,14 @@ def test_the_decoder_of_the_linear_vae_reads():
     assert abs(apart["unread"][0]) < 0.1 and not apart["saturated"] and apart["candidates"] == 50
 
 
+def test_flatness_of_a_likelihood_linear_in_the_code_is_its_squared_slope():
+    mean, variance = gaussians(2_000, 3)
+    model = Known(mean, variance, lambda rows, z: 2 * z[..., 0] - z[..., 1])
+    found, _ = reading(model, numbered(2_000), np.arange(2_000), CPU)
+    value, error = found["flatness"]
+    assert value == pytest.approx(5, abs=4 * error) and error < 0.02 * value
+
+
 def test_a_decoder_that_ignores_the_code_reads_nothing():
     mean, variance = gaussians(300, 3)
     model = Known(mean, variance, reads_nothing)
@@ -255,6 +263,7 @@ def test_a_constant_a_noisy_an_unread_and_a_shifted_unit():
     )
     assert found["verdicts"] == ["weak", "noisy", "unread", "weak", "active"]
     assert found["flags"] == [[], [], [], ["off prior"], []]
+    assert found["notes"]["probes/state"] and "probes/mean" not in found["notes"]
     assert found["units"]["read"][:4] == pytest.approx([0] * 4) and found["units"]["read"][4] > 1
 
 
@@ -270,6 +279,8 @@ def test_what_two_units_say_alike_either_alone_tells():
     columns, _ = read_out(model, numbered(400, (3, 5)), np.arange(400), CPU)
     np.testing.assert_allclose(columns["read"], 0, atol=1e-4)
     assert (columns["alone"] > 1).all() and (columns["alone_error"] < 0.3).all()
+    assert columns["shared"] == pytest.approx(columns["alone"], abs=1e-4)
+    assert columns["shared_error"] == pytest.approx(columns["alone_error"], abs=1e-4)
     split = numbered(400, (3, 5))
     loud = Told(np.stack([signal, 0 * signal], 1), np.full((400, 2), 0.1), log_px)
     for tested, flagged in ((model, ["redundant"]), (loud, [])):
@@ -277,10 +288,36 @@ def test_what_two_units_say_alike_either_alone_tells():
         assert found["flags"][0] == [f for f in found["flags"][0] if f == "off prior"] + flagged
 
 
+@pytest.mark.parametrize(
+    ("bound", "read", "alone", "shared", "flagged"),
+    [
+        (1.0, (0.0, 0.02), (0.5, 0.1), (0.5, 0.1), True),
+        (1.0, (0.28, 0.12), (0.3, 0.12), (0.02, 0.02), False),  # but not missed for certain either
+        (1.0, (0.28, 0.12), (0.5, 0.12), (0.22, 0.1), True),
+        (1.0, (0.28, 0.12), (0.5, 0.12), (0.22, 0.12), False),
+        (1.0, (0.5, 0.1), (0.9, 0.1), (0.4, 0.1), False),  # missed
+        (1.0, (0.0, 0.02), (0.24, 0.1), (0.24, 0.1), False),  # next to nothing alone
+        (0.01, (0.0, 0.02), (0.5, 0.1), (0.5, 0.1), False),  # not written
+    ],
+)
+def test_redundant_is_what_tells_more_alone_than_is_missed(bound, read, alone, shared, flagged):
+    told = {"read": read, "alone": alone, "shared": shared}
+    decoder = {name: np.array([value]) for name, (value, _) in told.items()}
+    decoder |= {f"{name}_error": np.array([error]) for name, (_, error) in told.items()}
+    one, nothing = np.ones(1), np.zeros(1)
+    found = diagnosis.Parts(one, one, one, bound * one, nothing, nothing)
+    assert diagnosis.flags(found, DEFAULT, one, decoder) == [["redundant"] * flagged]
+
+
 def test_a_unit_collapses_where_all_but_delta_are_below():
     rates = np.arange(100)[:, None] / 100
     assert diagnosis.epsilon(rates, 0.01) == 0.98 and diagnosis.epsilon(rates, 0.5) == 0.49
     assert diagnosis.epsilon(rates, 0.0) == 0.99
+    mean = np.sqrt(2 * rates)  # of variance 1: the KL is the rate
+    model = Told(mean, np.ones_like(mean), reads_nothing)
+    for delta in (0.01, 0.5):
+        _, _, found = rate(model, numbered(100), CPU, delta)
+        assert found == pytest.approx(diagnosis.epsilon(rates, delta))
 
 
 class Told(Known):
@@ -379,15 +416,36 @@ def test_where_a_label_is_lost(means, shares, said):
     label = np.random.default_rng(0).integers(0, 2, n)
     side = 2.0 * label - 1
     model = Stated(side[:, None], means * side[:, None], np.ones((n, 1)))
-    splits = [labelled(numbered(n, name=name), label) for name in ("valid", "test")]
+    splits = [labelled(numbered(n, (3, 5), name), 10**12 + label) for name in ("valid", "test")]
     found = probes(model, *splits, CPU)
-    assert found.keys() == {"label"}
+    assert found.keys() == {"label", "length"}
+    assert max(share for share, _ in found["length"].values()) < 0.02
     told = [found["label"][place] for place in PLACES]
     for share, (mean, error) in zip(shares, told, strict=True):
         assert mean == pytest.approx(share, abs=4 * error + 0.01)
     line = words_of.told({"probes": found})["Encoder"]
     assert line.startswith("Of the variance of the label a linear probe finds 100%")
     assert said in line and ("lost" in line) == bool(said)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (2.0, -2.0), (0.5, 2.0)])
+def test_a_probe_is_fitted_on_validation_and_read_on_test(a, b):
+    """The label moves the mean by a in validation, by b and about another middle in test: there a
+    line fitted to the former by hand misses as much."""
+    n = 2_000
+    label = np.random.default_rng(0).integers(0, 2, n)
+    side, noise = 2.0 * label - 1, np.random.default_rng(1).normal(size=(2, n))
+    x, at = a * side + noise[0], 3 + b * side + noise[1]
+    valid, test = (labelled(numbered(n, name=name), label) for name in ("valid", "test"))
+    model = Stated(np.zeros((n, 1)), x[:, None], np.ones((n, 1)))
+    model.moments = lambda batch: (  # which of the two splits it is, the model is told
+        torch.as_tensor(x if batch.noise.split == "valid" else at)[model.rows(batch), None],
+        torch.ones(len(batch), 1, dtype=torch.double),
+    )
+    slope, middle = np.polyfit(x, side, 1)
+    expected = 1 - np.mean((side - middle - slope * at) ** 2)
+    (share, error) = probes(model, valid, test, CPU)["label"]["mean"]
+    assert share == pytest.approx(expected, abs=0.01) and error > 0
 
 
 def test_a_probe_needs_something_to_tell():
@@ -420,7 +478,7 @@ def test_units_that_share_one_rate_have_no_mismatch_of_their_own():
     found, _, epsilon = rate(model, split, CPU, 0.01)
     assert found.rate.sum() == pytest.approx(model.kl) and found.bound == pytest.approx(0, abs=1e-6)
     assert np.isnan([found.mismatch, epsilon]).all()
-    decoder = {name: np.zeros(3) for name in ("read", "read_error", "alone", "alone_error")}
+    decoder = {f"{name}{end}": np.zeros(3) for name in READ for end in ("", "_error")}
     assert diagnosis.flags(found, DEFAULT, np.ones(3), decoder) == [[]] * 3
     model.own_rates = True
     found, _, epsilon = rate(model, split, CPU, 0.01)

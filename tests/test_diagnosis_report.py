@@ -113,6 +113,29 @@ def test_what_others_say_too_needs_no_other_decoder(verdict):
     assert "Try" not in said and told(one | {"flags": [[]]})["Try"]
 
 
+@pytest.mark.parametrize(
+    ("state", "mean", "code", "lost"),
+    [
+        ([0.25, 0.02], None, [0.16, 0.02], ["36% is lost on the way to the code"]),
+        ([0.25, 0.02], [0.25, 0.02], [0.16, 0.02], ["36% is lost to the posterior's noise"]),
+        ([0.25, 0.02], [0.18, 0.02], [0.06, 0.02], ["28% is lost in the head", "48% is lost to"]),
+        ([0.10, 0.10], [0.06, 0.10], [0.02, 0.10], []),  # which the errors span
+        (None, [0.25, 0.02], [0.16, 0.02], ["36% is lost to the posterior's noise"]),
+    ],
+)
+def test_a_loss_is_told_where_it_is_and_beyond_two_errors(state, mean, code, lost):
+    found = {"probes": {"label": {"state": state, "mean": mean, "code": code}}}
+    line = told(found)["Encoder"]
+    assert line.count("is lost") == len(lost) and all(part in line for part in lost)
+
+
+def test_a_share_is_not_rounded_to_all():
+    record = full()
+    record["thresholds"] = record["thresholds"] | {"delta": 0.004}
+    assert "in at least 99.6% of the sentences" in told(record)["Units"]
+    assert "in 99.6% of the sentences" in made(record)["collapse"].title
+
+
 def nats_of(text: str) -> float:
     found = re.search(r"at most ([\d.]+) nats together", text)
     return float(found[1]) if found else 0.0

@@ -252,9 +252,10 @@ def _collapse(record: Record) -> Sheet | None:
     if not len(found):
         return None
     ends, n = np.sort(np.maximum(found, LEAST)), len(found)
-    counted, share = threshold(record, "information"), 1 - threshold(record, "delta")
+    counted = threshold(record, "information")
+    share = f"{100 * (1 - threshold(record, 'delta')):g}%"
     below = int((found < counted).sum())
-    title = f"{below} of {n} units stay below {counted:g} nats in {share:.0%} of the sentences"
+    title = f"{below} of {n} units stay below {counted:g} nats in {share} of the sentences"
     figure = canvas(318, title)
     panel = axes(figure, 52, 44, 488, 224)
     panel.set_xscale("log")
@@ -270,7 +271,7 @@ def _collapse(record: Record) -> Sheet | None:
         figure,
         title,
         f"A unit is (ε, δ)-collapsed (Lucas et al. 2019) where its KL is below ε for a share 1 - δ "
-        f"= {share:.0%} of the sentences. The count over ε; dashed: the ε from which a unit counts "
+        f"= {share} of the sentences. The count over ε; dashed: the ε from which a unit counts "
         "as written. A step at the left is a unit that died, one at the right a unit that some "
         "sentences use.",
         f"{title}. " + ", ".join(f"{i + 1} from {end:.2g}" for i, end in enumerate(ends[:LISTED])),

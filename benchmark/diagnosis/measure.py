@@ -22,16 +22,19 @@ from benchmark.diagnosis.probes import probes
 from benchmark.diagnosis.reading import reading, told_apart
 from benchmark.diagnosis.replay import Probe, replay
 from benchmark.diagnosis.residuals import residuals
-from benchmark.diagnosis.units import NUISANCES, drift, rate, read_out, reliability
+from benchmark.diagnosis.units import NUISANCES, READ, drift, rate, read_out, reliability
 from benchmark.evaluate import SplitLike, subset
 from benchmark.record import read_metrics
 
 SCHEMA = 1
 TRAIL = {"step": "steps", "variance_of_mean": "signal", "mean_of_variance": "noise", "kl": "kl"}
-READ = ("read", "read_error", "alone", "alone_error")
 WHY_NO_INFORMATION = {
     "sequence": "codes with a step for each word have no one mixture over sentences",
     "implicit": "codes without densities have no mixture",
+}
+WHY_NO_PROBE = {
+    "state": "the encoder of this model shows no last state",
+    "mean": "the posterior of this model has no mean and variance",
 }
 REPLAY, INTERVENE = EXTRAS = ("replay", "intervene")
 Record = dict[str, Any]
@@ -98,6 +101,9 @@ def diagnosed(
         lambda: told_apart(model, valid, test, at.sentences, at.candidates, device),
     )
     found["probes"] = attempt("probes", lambda: probes(model, valid, test, device))
+    asked = (found["probes"] or {}).values()
+    missing = {place for target in asked for place, share in target.items() if share is None}
+    notes |= {f"probes/{place}": WHY_NO_PROBE[place] for place in missing}
     found["lag"] = attempt("lag", lambda: lag(model, test, device, at.refined))
     if model.units <= plane.MOST_UNITS:
         found["plane"] = attempt("plane", lambda: plane.points(model, test, device, at.refined))
@@ -124,7 +130,8 @@ def units(
         decoder, distortion = read_out(model, split, rows, device)
         relative = "the posterior's means are relative to the prior"
     except UserError as problem:  # the rest needs no partner
-        decoder = {name: np.full(model.units, np.nan) for name in READ}
+        names = (*READ, *(f"{name}_error" for name in READ))
+        decoder = {name: np.full(model.units, np.nan) for name in names}
         distortion, relative = None, str(problem)
         notes["units/read"] = relative
     stable = reliability(model, split, rows, device, at)

@@ -23,7 +23,7 @@ COLUMNS = {
     "signal": ("S", "signal: variance of the posterior's mean over sentences"),
     "noise": ("N", "noise: the posterior's variance, mean over sentences"),
     "rate": ("rate", "KL of the posterior from the prior, C + H + G"),
-    "epsilon": ("ε", "the KL that at most a share δ of the sentences reaches (Lucas et al. 2019)"),
+    "epsilon": ("ε", "the KL that at most a share δ of the sentences exceeds (Lucas et al. 2019)"),
     "capacity": ("C", "capacity of the means, ½ ln(1 + S/N)"),
     "heterogeneity": ("H", "what sits in the variances"),
     "mismatch": ("G", "mismatch of the aggregate with the prior"),

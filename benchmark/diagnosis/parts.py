@@ -117,18 +117,18 @@ def flags(
     """Of each unit, besides: `off prior`, where the rate pays for an aggregate that is not the
     prior rather than for information; `low scale`, where active units would overlook it;
     `unstable`, where what moves its mean is not the sentence; `redundant`, where the decoder has
-    something of it alone, by two standard errors, and would not for certain miss it: others say the
-    same. reliability: [D], the least of those that there are, or NaN; decoder: of
-    `units.read_out`."""
+    something of it alone, and more than it would miss, both by two standard errors, and would not
+    for certain miss it: others say the same. reliability: [D], the least of those that there are,
+    or NaN; decoder: of `units.read_out`."""
     written = found.bound >= at.information
-    enough, missed = (
-        decoder[name] - 2 * decoder[f"{name}_error"] >= at.read for name in ("alone", "read")
+    missed, gained, more = (
+        decoder[name] - 2 * decoder[f"{name}_error"] for name in ("read", "alone", "shared")
     )
     flagged = {
         "off prior": (found.mismatch >= at.information) & (found.mismatch > found.bound),
         "low scale": (found.signal < at.signal) & written,
         "unstable": (reliability < at.reliability) & ((found.signal >= at.signal) | written),
-        "redundant": written & enough & ~missed,
+        "redundant": written & (gained >= at.read) & (more > 0) & ~(missed >= at.read),
     }
     return [[name for name, units in flagged.items() if units[d]] for d in range(len(found.signal))]
 

@@ -50,7 +50,7 @@ def _targets(splits: Sequence[tuple[SplitLike, Rows]]) -> dict[str, tuple[Array,
     found = {"length": lengths}
     labels = [each[rows] for split, rows in splits if (each := _labels(split)) is not None]
     if len(labels) == len(splits):
-        classes = np.arange(max(each.max() for each in labels) + 1)
+        classes = np.unique(np.concatenate(labels))
         found["label"] = [(each[:, None] == classes).astype(float) for each in labels]
     differ = {name: all(np.ptp(y, 0).any() for y in ys) for name, ys in found.items()}
     return {name: tuple(ys) for name, ys in found.items() if differ[name]}

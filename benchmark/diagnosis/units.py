@@ -20,6 +20,7 @@ from benchmark.estimators import Array
 from benchmark.evaluate import Moments, Rows, SplitLike, by_length, spread_and_noise, subset
 
 NOISE = (0.0, 0.25, 0.5, 1.0)  # of the posterior's own, in the counterfactual
+READ = ("read", "alone", "shared")  # what the decoder has of a unit
 NUISANCES = ("dropout", "tokens")
 MOST = 2_000  # sentences whose mixtures tell a unit's information
 
@@ -68,9 +69,10 @@ def read_out(
 
     read, read_error: what log p(x|z) loses when the unit, and no other, is the partner's. alone,
     alone_error: what the partner's code gains when the unit, and no other, is the sentence's own.
-    And the distortion by the share of noise that is left in z, None where the posterior's means are
-    not the codes' own. Raises UserError where no sentence has a partner."""
-    lost, won = Mean(), Mean()
+    shared, shared_error: by how much that is more than what is lost, as it is where others say the
+    same. And the distortion by the share of noise that is left in z, None where the posterior's
+    means are not the codes' own. Raises UserError where no sentence has a partner."""
+    sums = {name: Mean() for name in READ}
     damped: list[Tensor] = []
     own_means = True
     for length, same in pairs(split, rows, "units"):
@@ -96,14 +98,16 @@ def read_out(
                 assert posterior is not None
                 levels = torch.lerp(posterior[0].to(own.dtype)[:, None], own, kept)
                 damped.append(model.log_px(batch, levels).double())
-        lost.add(torch.cat(drops))
-        won.add(torch.cat(gains))
+        lost, won = torch.cat(drops), torch.cat(gains)
+        for mean, values in zip(sums.values(), (lost, won, won - lost), strict=True):
+            mean.add(values)
     distortion = None
     if own_means:
         costs = -torch.cat(damped).mean(0)
         distortion = {str(c): cost for c, cost in zip(NOISE, costs.tolist(), strict=True)}
-    (read, read_error, _), (alone, alone_error, _) = lost.fetch(), won.fetch()
-    columns = {"read": read, "read_error": read_error, "alone": alone, "alone_error": alone_error}
+    columns = {}
+    for name, mean in sums.items():
+        columns[name], columns[f"{name}_error"], _ = mean.fetch()
     return columns, distortion
 
 

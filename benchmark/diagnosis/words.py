@@ -199,7 +199,7 @@ def _collapsed(record: Record, found: Sequence[Unit]) -> list[str]:
     if not known_ or not at:
         return []
     n = sum(epsilon < at for epsilon in known_)
-    share = f"in at least {1 - delta:.0%} of the sentences"
+    share = f"in at least {100 * (1 - delta):g}% of the sentences"
     return [f"The KL of {n} of {len(found)} stays below {at:g} nats {share}."]
 
 
@@ -343,28 +343,36 @@ def _probes(record: Record) -> list[str]:
     said = []
     for target, what in TARGETS.items():
         found = section(section(record, "probes"), target)
-        shares = [(place, pair(found.get(place))[0]) for place in PLACES]
-        shares = [(place, max(share, 0.0)) for place, share in shares if not math.isnan(share)]
+        shares = {place: pair(found.get(place)) for place in PLACES}
+        shares = {place: (max(share, 0.0), e) for place, (share, e) in shares.items() if e >= 0}
         if len(shares) < 2:
             continue
-        parts = listed([f"{share:.0%} in {PLACES[place]}" for place, share in shares])
+        parts = listed([f"{share:.0%} in {PLACES[place]}" for place, (share, _) in shares.items()])
         line = f"Of the variance of {what} a linear probe finds {parts}"
         said.append(f"{line}{_lost(shares)}.")
     return said
 
 
-LOST = {"mean": "in the head", "code": "to the posterior's noise"}
-"""What a signal passes on its way to the place."""
+LOST = {
+    ("state", "mean"): "in the head",
+    ("mean", "code"): "to the posterior's noise",
+    ("state", "code"): "on the way to the code",
+}
+"""Where a signal is lost between two places."""
 TOLD = 0.2  # of what the first place has, from where a loss is told
 
 
-def _lost(shares: Sequence[tuple[str, float]]) -> str:
-    """Of what the first place has, how much is lost on the way to the next ones."""
-    (first, most), *_ = shares
+def _lost(shares: Mapping[str, Value]) -> str:
+    """Of what the first place has, how much is lost on the way to the next ones, where that is
+    beyond two standard errors."""
+    first, (most, _) = next(iter(shares.items()))
     if most < NEXT_TO_NONE:
         return f": {PLACES[first]} {_one(first == 'state', 'has', 'have')} next to none of it"
-    steps = [(place, (before - after) / most) for (_, before), (place, after) in pairwise(shares)]
-    lost = [f"{loss:.0%} is lost {LOST[place]}" for place, loss in steps if loss >= TOLD]
+    lost = []
+    for (place, (before, error)), (following, (after, other)) in pairwise(shares.items()):
+        loss = before - after
+        if loss >= TOLD * most and loss > 2 * math.hypot(error, other):
+            lost.append(f"{loss / most:.0%} is lost {LOST[place, following]}")
     return f": of that {listed(lost)}" if lost else ""
 
 
