@@ -75,8 +75,12 @@ def prepare_torch(config: DictConfig, device: torch.device) -> None:
 
 
 def fast_in_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix units for bfloat16; a CPU's are AMX."""
-    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    """Whether the device multiplies matrices in bfloat16 itself; of CPUs those with AMX or
+    AVX512_BF16 do."""
+    if device.type == "cuda":
+        return True
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _keep_memory() -> None:
@@ -396,7 +400,8 @@ class LiveCell:
         prepare_torch(config, device)
         if config.precision is Precision.bf16 and not fast_in_bf16(device):
             log.warning(
-                "this processor has no AMX: it trains in bf16 as asked, but slower than in fp32"
+                "this processor has neither AMX nor AVX512_BF16: it trains in bf16 as asked, but "
+                "slower than in fp32"
             )
         recipe, self.task, batches = make_recipe(config, corpus)
         self.slots = [slot for slot in SLOTS if getattr(recipe, slot) is not None]

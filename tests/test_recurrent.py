@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmark import check, objectives
+from benchmark.cell import fast_in_bf16
 from benchmark.compose import CONFIGS
-from benchmark.models import LSTM
+from benchmark.models import LSTM, likelihood, token_log_likelihood
 from benchmark.noise import Noise
 from benchmark.trial import subject
 from tests.test_device import QUICKER
@@ -103,6 +104,34 @@ def test_gradients_in_bf16_at_the_size_where_an_lstm_of_onednn_has_wrong_ones():
     found = gradients(theirs, ours, NAMES)
     assert found["total"] < 1e-2 and max(found.values()) < 3e-2, found
     assert found["total"] > 1e-4, "this was not bf16"
+
+
+def test_products_in_bf16_leave_their_gradients_in_float32(monkeypatch):
+    """A gradient rounded on its way to the weights would be its own rounding; a product's is, but
+    not what the words that were predicted add to it."""
+    monkeypatch.setattr(likelihood, "CACHED", 0)
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, requires_grad=True) for n in (50, 40))
+    with in_bf16():
+        token_log_likelihood(hidden, weight, torch.randint(0, 40, (50,))).sum().backward()
+    for grad in (hidden.grad, weight.grad):
+        assert grad is not None and grad.dtype == torch.float32
+        assert (grad != grad.bfloat16().float()).float().mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "fast"),
+    [
+        ("cuda", (), True),
+        ("cpu", (), False),
+        ("cpu", ("avx512_f",), False),
+        ("cpu", ("avx512_f", "avx512_bf16"), True),
+        ("cpu", ("amx_bf16",), True),
+    ],
+)
+def test_who_multiplies_in_bf16_itself(device, has, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
+    assert fast_in_bf16(torch.device(device)) == fast
 
 
 class NoWrongLSTM(TorchDispatchMode):

@@ -22,12 +22,11 @@ def token_log_likelihood(
     """
     if len(hidden) * len(weight) <= min(slab, CACHED):  # too small for its overhead to pay
         return _score(hidden, weight, targets)
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     rows = max(1, slab // len(weight))
     keep = torch.is_grad_enabled() and len(hidden) * len(weight) <= kept
-    return _TokenLogLikelihood.apply(hidden, weight, targets, rows, keep)
+    return _TokenLogLikelihood.apply(hidden, weight, targets, dtype, rows, keep)
 
 
 def _score(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -50,33 +49,43 @@ def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
 class _TokenLogLikelihood(torch.autograd.Function):
     """With P the exponentials and s their sum, the gradients for g are dh = g (W[y] - P W / s) and
     dW = sum over tokens of (1[y] - P / s) (g h)'. That s and g scale rows of h, and not of P,
-    leaves the backward pass nothing to do on logits but two matrix products."""
+    leaves the backward pass nothing to do on logits but two matrix products. Those are in `dtype`;
+    no gradient is rounded to it."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, keep: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        rows: int,
+        keep: bool,
     ) -> Tensor:
         scores, kept = [], []
-        for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = F.linear(h, weight).float()
+        narrow = hidden.to(dtype), weight.to(dtype)
+        for h, y in zip(narrow[0].split(rows), targets.split(rows), strict=True):
+            logits = F.linear(h, narrow[1]).float()
             own = logits.gather(1, y[:, None])
             total, most = _exponentials(logits)
             scores.append((own - most - total.log())[:, 0])
             kept += [logits, total] if keep else []
             del logits  # before the next slab of them
         ctx.rows = rows
-        ctx.save_for_backward(hidden, weight, targets, *kept)
+        ctx.save_for_backward(hidden, weight, targets, *narrow, *kept)
         return torch.cat(scores)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        hidden, weight, targets, *found = ctx.saved_tensors
+        whole_hidden, whole_weight, targets, hidden, weight, *found = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            wanted = [x for x, w in zip((hidden, weight), ctx.needs_input_grad, strict=False) if w]
+            whole = (whole_hidden, whole_weight)
+            wanted = [x for x, w in zip(whole, ctx.needs_input_grad, strict=False) if w]
+            hidden, weight = (x.to(weight.dtype) for x in whole)
             score = _score(hidden, weight, targets)
             grads = iter(torch.autograd.grad(score, wanted, grad, create_graph=True))
             own = (next(grads) if w else None for w in ctx.needs_input_grad[:2])
-            return *own, None, None, None
+            return *own, None, None, None, None
         d_hidden, d_weight = [], None
         slabs = (part.split(ctx.rows) for part in (hidden, targets, grad[:, None]))
         kept = iter(found)
@@ -89,7 +98,7 @@ class _TokenLogLikelihood(torch.autograd.Function):
             exponentials = exponentials.to(weight.dtype)
             if ctx.needs_input_grad[0]:
                 mean = (exponentials @ weight).float() / total
-                d_hidden.append((g * (weight[y] - mean)).to(h.dtype))
+                d_hidden.append((g * (weight[y] - mean)).to(whole_hidden.dtype))
             if ctx.needs_input_grad[1]:
                 scaled = (g * h).float()
                 part = (exponentials.t() @ (-scaled / total).to(h.dtype)).float()
@@ -99,4 +108,4 @@ class _TokenLogLikelihood(torch.autograd.Function):
                     part.index_put_((y,), scaled, accumulate=True)
                 d_weight = part if d_weight is None else d_weight.add_(part)
             del exponentials
-        return torch.cat(d_hidden) if d_hidden else None, d_weight, None, None, None
+        return torch.cat(d_hidden) if d_hidden else None, d_weight, None, None, None, None
