@@ -298,7 +298,7 @@ def _by_setting(cells: list[Cell]) -> list[tuple[list[str], list[Cell]]]:
         theirs = groups[setting]
         name = theirs[0]["budget"]
         named = name and name != first[0]["budget"]
-        told_by_name = NAMED if named and name.endswith(SIZES) else NAMED[:1] if named else ()
+        told_by_name = () if not named else NAMED if name.endswith(SIZES) else NAMED[:1]
         changed = [
             f"{option}={json.loads(value)}"
             for option, value, common in zip(usual, setting, ranked[0], strict=True)

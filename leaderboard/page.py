@@ -425,12 +425,13 @@ def _command(cell: Mapping[str, Any], config: Mapping[str, Any], about: Mapping[
     )
     plain: dict[str, str] = {}
     for word in filter(lambda word: isinstance(word, str) and "=" in word, asked):
-        key = word.partition("=")[0].lstrip("+~")
+        given = word.partition("=")[0]
+        key = given.lstrip("+~")
         if re.search(r"=(?![\[{'\"]).*,|=(range|glob)\(|=all$", word):
             own = reduce(lambda group, name: _mapping(group).get(name), key.split("."), config)
             if own is None or isinstance(own, dict | list):
                 continue
-            word = f"{key}={json.dumps(own) if isinstance(own, bool) else own}"
+            word = f"{given}={json.dumps(own) if isinstance(own, bool) else own}"
         if key not in MACHINE:
             plain[key] = word
     words = [f"method={method}", plain.pop("dataset", f"dataset={cell['dataset']}")]

@@ -204,12 +204,12 @@ def test_each_column_has_its_entry_in_the_glossary():
                 "submitted": {
                     "words": [
                         *("method=free,vae", "dataset=toy_of_mine", "budget.steps=7"),
-                        *("seed=range(0,3)", "model.hidden=8,16", "gone.by=1,2"),
+                        *("seed=range(0,3)", "+model.hidden=8,16", "gone.by=1,2"),
                     ]
                 },
             },
             "dataset=toy_of_mine method.target=8 placebo=true budget=smoke budget.steps=7 "
-            "model.hidden=16",
+            "+model.hidden=16",
         ),
     ],
 )

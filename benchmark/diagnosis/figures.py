@@ -253,7 +253,7 @@ def _collapse(record: Record) -> Sheet | None:
         return None
     ends, n = np.sort(np.maximum(found, LEAST)), len(found)
     counted = threshold(record, "information")
-    share = f"{100 * (1 - threshold(record, 'delta')):g}%"
+    share = words.all_but_delta(record)
     below = int((found < counted).sum())
     title = f"{below} of {n} units stay below {counted:g} nats in {share} of the sentences"
     figure = canvas(318, title)

@@ -138,7 +138,7 @@ def units(
     if told is None:
         notes["units/information"] = WHY_NO_INFORMATION.get(model.latent, relative)
     if not model.own_rates:
-        notes["units/mismatch"] = "the units share one rate"
+        notes |= dict.fromkeys(("units/mismatch", "units/epsilon"), "the units share one rate")
     if distortion is None:
         notes["distortion_by_noise"] = relative
     for name, values in stable.items():

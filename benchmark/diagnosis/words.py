@@ -194,12 +194,12 @@ def _units(record: Record) -> list[str]:
 
 def _collapsed(record: Record, found: Sequence[Unit]) -> list[str]:
     """By the count of Lucas et al. 2019, at the threshold that verdicts have."""
-    at, delta = (threshold(record, name) for name in ("information", "delta"))
+    at = threshold(record, "information")
     known_ = [unit.epsilon for unit in found if not math.isnan(unit.epsilon)]
     if not known_ or not at:
         return []
     n = sum(epsilon < at for epsilon in known_)
-    share = f"in at least {100 * (1 - delta):g}% of the sentences"
+    share = f"in at least {all_but_delta(record)} of the sentences"
     return [f"The KL of {n} of {len(found)} stays below {at:g} nats {share}."]
 
 
@@ -607,3 +607,8 @@ def threshold(record: Record, name: str) -> float:
     """0 where there is none."""
     found = number(section(record, "thresholds").get(name))
     return 0.0 if math.isnan(found) else found
+
+
+def all_but_delta(record: Record) -> str:
+    """The share of the sentences that a collapsed unit is quiet in, at least."""
+    return f"{100 * (1 - threshold(record, 'delta')):g}%"
