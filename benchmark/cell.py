@@ -287,11 +287,12 @@ def run_cell(
             about["submitted"] = submitted
             if submitted["fingerprint"] != about["fingerprint"]:
                 log.warning("the code has changed since this cell was submitted")
-        directory.write(status="running", reason=None, provenance=about)
+        was = before.get("provenance", {})  # its checkpoint's, until it is gone on from or dropped
+        kept = {key: was[key] for key in CHECKPOINTS_OWN if key in was}
+        directory.write(status="running", reason=None, provenance=about | kept)
         try:
             cell = LiveCell(directory, config, corpus, device, stop_requested, progress)
             about |= {"steps": cell.task.steps, "slots": cell.slots}
-            directory.write(provenance=about)
             outcome = cell.run(before, about)
             directory.write(**outcome)
         except record.LeaseLost:
@@ -310,6 +311,9 @@ def run_cell(
                     path.unlink()
         return outcome["status"]
 
+
+CHECKPOINTS_OWN = ("data_hash", "fingerprint", "earlier_fingerprints")
+"""What of a record's provenance says what its checkpoint was made with."""
 
 SENTENCES = (UserError, Diverged, Damaged, Unfit)
 """Errors that say all there is to say: nobody needs their traceback."""
@@ -508,9 +512,9 @@ class LiveCell:
         }
 
     def resume(self, before: dict[str, Any], about: dict[str, Any]) -> float:
-        """Go on from the newest checkpoint; returns the seconds of training that the cell has had
-        to do again in its life. The lines behind the checkpoint tell, by the trainer's own clock:
-        after a clean stop there are none."""
+        """Go on from the newest checkpoint, and only then say so in the record; returns the seconds
+        of training that the cell has had to do again in its life. The lines behind the checkpoint
+        tell, by the trainer's own clock: after a clean stop there are none."""
         trainer, cost, was = self.trainer, before.get("cost", {}), before.get("provenance", {})
         reached = trainer.metrics.seconds
         if was.get("data_hash", self.corpus.hash) != self.corpus.hash:
@@ -521,9 +525,9 @@ class LiveCell:
             earlier = {*was.get("earlier_fingerprints", ()), was.get("fingerprint")}
             if earlier := sorted(earlier - {None, about["fingerprint"]}):
                 log.warning("the code has changed since: this result will be of several versions")
-                self.directory.write(provenance=about | {"earlier_fingerprints": earlier})
+                about = about | {"earlier_fingerprints": earlier}
         lost = float(cost.get("lost_seconds") or 0.0) + max(0.0, reached - trainer.seconds)
-        self.directory.write(cost=cost | {"lost_seconds": lost})
+        self.directory.write(provenance=about, cost=cost | {"lost_seconds": lost})
         return lost
 
     def units(self, test: Report) -> dict[str, np.ndarray]:

@@ -25,6 +25,10 @@ class BNVAE:
     """Added to the variance that is divided by, and a way out of the floor: at PyTorch's own 1e-5,
     as released, training may shrink what is normalised until no floor is left."""
 
+    torch_init: bool = field(default=False, metadata={"other": True})
+    """Whether the encoder begins as PyTorch's own modules do, as released, and not as the model's:
+    what is normalised then varies far more at first."""
+
     def __post_init__(self) -> None:
         if (self.gamma is None) == (self.target is None):
             raise ValueError("set one of method.gamma and method.target, and the other to null")
@@ -38,5 +42,6 @@ class BNVAE:
         if gamma is None:
             assert self.target is not None
             gamma = scale_of_rate(self.target, task.latent)
-        encoder = NormalisedEncoder(task.encoder(), gamma, epsilon=self.epsilon)
+        plain = task.encoder(init=None) if self.torch_init else task.encoder()
+        encoder = NormalisedEncoder(plain, gamma, epsilon=self.epsilon)
         return Recipe(model=GaussianVAE(encoder, task.decoder()))

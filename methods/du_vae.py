@@ -56,6 +56,10 @@ class DUVAE:
     """Share of the steps over which beta rises from 0 to 1; 10 of 100 epochs in the released
     recipe."""
 
+    torch_init: bool = field(default=False, metadata={"other": True})
+    """Whether the encoder begins as PyTorch's own modules do, as released, and not as the model's.
+    """
+
     def __post_init__(self) -> None:
         if (self.gamma is None) == (self.target is None):
             raise ValueError("set one of method.gamma and method.target, and the other to null")
@@ -75,7 +79,8 @@ class DUVAE:
         if gamma is None:
             assert self.target is not None
             gamma = scale_of_rate(self.target, task.latent)
-        diverse = NormalisedEncoder(task.encoder(), gamma, train_direction=True)
+        plain = task.encoder(init=None) if self.torch_init else task.encoder()
+        diverse = NormalisedEncoder(plain, gamma, train_direction=True)
         encoder = UncertainEncoder(diverse, self.alpha / (2 * math.pi * math.e), self.drop)
         encoder.annealed.fill_(length == 0)
 

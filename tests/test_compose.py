@@ -78,6 +78,32 @@ def test_zforcing_trains_as_its_paper_does(ready):
     assert budget.halving is None
 
 
+@pytest.mark.parametrize(
+    ("method", "epochs", "steps", "ramp"),
+    [
+        ("cyclical_annealing", 40, None, 0.45 * 10),  # of ten epochs: 4.5
+        ("sigmoid_annealing", None, 80_000, 10_000),
+        ("coupled_vae", None, 60_000, 42_000),
+        ("control_vae", None, 80_000, None),
+    ],
+)
+def test_a_schedule_has_the_length_of_its_paper(ready, method, epochs, steps, ramp):
+    found = config(f"method={method}", "budget=paper")
+    assert (found.budget.epochs, found.budget.steps) == (epochs, steps)
+    assert found.budget.halving is None and found.budget.optimiser.value == "adam"
+    if ramp is not None:
+        cycle = epochs / found.method.cycles if epochs else steps
+        assert found.method.ramp * cycle == pytest.approx(ramp)
+
+
+def test_a_word_for_the_length_takes_the_place_of_a_papers(ready):
+    """Epochs and steps are alternatives: neither word leaves the paper's other one behind."""
+    ours = config("method=coupled_vae", "budget=paper", "budget.epochs=5").budget
+    assert (ours.epochs, ours.steps) == (5, None)
+    ours = config("method=coupled_vae", "budget=paper", "budget.steps=7", "budget.epochs=null")
+    assert (ours.budget.epochs, ours.budget.steps) == (None, 7)
+
+
 def test_the_command_line_wins_over_a_paper(ready):
     found = config("method=kl_annealing", "budget=paper", "method.ramp=0.3")
     assert (found.method.start, found.method.ramp) == (0.1, 0.3)

@@ -237,6 +237,26 @@ def test_other_data_or_code_is_noticed(uncut, interrupted, warnings, stopped_at_
     assert differences(result(other), uncut[1]) == []
 
 
+@pytest.mark.parametrize("what", ["data_hash", "fingerprint"])
+def test_a_death_before_the_checkpoint_is_read_hides_no_change(
+    uncut, interrupted, warnings, monkeypatch, what
+):
+    """What a checkpoint was made with stays in the record until it is gone on from, or dropped."""
+    directory = RunDirectory(found(interrupted)[0])
+    with directory.lease():
+        about = directory.read()["provenance"]
+        directory.write(provenance=about | {what: "0" * 64})
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmark.cell.make_recipe", lambda *_: 1 / 0)
+        assert run(interrupted) == 1
+    assert found(interrupted)[1]["provenance"][what] == "0" * 64
+    assert run(interrupted) == 0
+    said = "the data has changed" if what == "data_hash" else "the code has changed"
+    assert f"{said} since" in warnings()
+    assert found(interrupted)[1]["provenance"][what] == about[what]
+    assert differences(result(interrupted), uncut[1]) == []
+
+
 # -- metrics ---------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from benchmark.models import (
     ForgetfulDecoder,
     GaussianVAE,
     LSTMDecoder,
+    LSTMEncoder,
     SkipDecoder,
     kl_to_standard,
     scale_of_rate,
@@ -97,6 +98,26 @@ def test_the_floor_is_the_models_own():
     assert rate() >= bound * (1 - 1e-3)
     assert rate(epsilon=1e-5) < bound / 100
     assert float(TASK.model().draw(batch).kl.sum(1).mean()) < 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cls", [BNVAE, DUVAE])
+def test_as_released_the_encoder_begins_with_a_floor(cls):
+    """PyTorch's own initialisation: epsilon = 1e-5 is far below the variance of new means."""
+    task = replace(TASK, init=0.01, embedding=256, hidden=256)
+    for torch_init in (False, True):
+        torch.manual_seed(0)
+        model = cls(torch_init=torch_init).recipe(task).model
+        (encoder,) = (m for m in model.modules() if isinstance(m, LSTMEncoder))
+        for _ in range(2):
+            bounds = [weight.abs().max() for weight in encoder.lstm.parameters()]
+            limit = 256**-0.5 if torch_init else 0.01
+            assert all(0.9 * limit < bound <= limit for bound in bounds)
+            if torch_init:
+                assert encoder.embed.weight.std() == pytest.approx(1, abs=0.1)  # N(0, 1)
+                assert encoder(sentences())[0].var(0).max() > 1e-4
+            model.encoder.reset_parameters()
+        assert max(weight.abs().max() for weight in model.decoder.lstm.parameters()) <= 0.01
 
 
 def test_a_target_is_the_floor():

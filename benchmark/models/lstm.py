@@ -10,9 +10,13 @@ from benchmark.models.recurrent import LSTM
 from benchmark.models.writing import State, Writing
 
 
-def initialise(module: nn.Module, bound: float, embedding_bound: float) -> None:
+def initialise(module: nn.Module, bound: float | None, embedding_bound: float) -> None:
     """U(-embedding_bound, embedding_bound) for embeddings, U(-bound, bound) for all else, the
-    LSTM's biases included; He et al. have 0.1 and 0.01."""
+    LSTM's biases included; He et al. have 0.1 and 0.01. Without a bound all of it is PyTorch's."""
+    if bound is None:
+        for part in module.children():
+            part.reset_parameters()  # type: ignore[operator]
+        return
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for parameter in module.parameters():
         limit = embedding_bound if id(parameter) in embeddings else bound
@@ -39,7 +43,7 @@ class LSTMEncoder(nn.Module):
         embedding: int,
         hidden: int,
         latent: int,
-        init: float = 0.01,
+        init: float | None = 0.01,
         init_embedding: float = 0.1,
     ):
         super().__init__()
