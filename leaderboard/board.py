@@ -44,7 +44,7 @@ from leaderboard.inference import (
     winner,
 )
 from leaderboard.load import DUPLICATE, KEY, SIZES, stale
-from leaderboard.statistics import mean
+from leaderboard.statistics import mean, median
 
 PLAIN, LANGUAGE_MODEL = "vae", "lm"
 PLACEBO = " placebo"
@@ -70,7 +70,7 @@ MEASURES = {
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Nats a sentence at which methods are compared."""
 COSTS = ("seconds", "backwards")
-"""Of training, at which rows are compared."""
+"""Of training, at which rows are compared; a backward pass is one of the whole objective."""
 THRESHOLDS = (-0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1)
 """Of the score across data sets, in nats a token."""
 
@@ -87,7 +87,8 @@ class Row:
     cells: list[Cell]
     """Of every seed, finished or not."""
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """(mean, half of the 95 % interval) by MEASURES; also `seconds` and `tokens_per_second`."""
+    """(mean, half of the 95 % interval) by MEASURES; also `seconds` and `tokens_per_second`, the
+    median of each, without."""
     versus_plain: Comparison | None = None
     """NLL less the plain VAE's, by seed."""
     p: float = math.nan
@@ -231,8 +232,8 @@ Trails = dict[tuple[Any, ...], list[Array]]
 
 def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Board]:
     """One board a data set, content and setting, that is model, budget and measurement; those
-    without a finished run last. A cell that has not told its content, or its setting, goes with the
-    most.
+    without a finished run last. A cell that has not told its content goes with the most of its
+    variant's, or else of all; one that has not told its setting with the most.
 
     curves: of `load_curves`, without which there is no comparison at equal cost.
     """
@@ -243,15 +244,9 @@ def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Boar
         here = [cell for cell in kept if cell["dataset"] == dataset]
         hashes = Counter(h for cell in here if isinstance(h := cell["provenance/data_hash"], str))
         ranked = [name for name, _ in sorted(hashes.items(), key=lambda pair: (-pair[1], pair[0]))]
-        by_id = {  # an unfinished cell has the content of its variant's finished ones
-            cell["id"]: cell["provenance/data_hash"]
-            for cell in here
-            if isinstance(cell["provenance/data_hash"], str)
-        }
+        contents = _contents(here, ranked[0] if ranked else None)
         for content in ranked or [None]:
-            members = [
-                c for c in here if by_id.get(c["id"], ranked[0] if ranked else None) == content
-            ]
+            members = [c for c, own in zip(here, contents, strict=True) if own == content]
             label = f"{dataset} ({content[:6]})" if content and len(ranked) > 1 else dataset
             main, *others = (
                 _board(", ".join([label, *apart]), dataset, content, theirs, trails)
@@ -260,6 +255,20 @@ def boards(cells: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[Boar
             main.others = others
             found += [main, *others]
     return sorted(found, key=lambda board: not any(row.done for row in board.rows))
+
+
+def _contents(cells: list[Cell], usual: str | None) -> list[str | None]:
+    """The hash of each cell's data: its own, or else what most of its variant's cells have."""
+    own = [h if isinstance(h := cell["provenance/data_hash"], str) else None for cell in cells]
+    by_id: dict[str, Counter[str]] = {}
+    for cell, content in zip(cells, own, strict=True):
+        if content is not None:
+            by_id.setdefault(cell["id"], Counter())[content] += 1
+    most = {id_: heard.most_common(1)[0][0] for id_, heard in by_id.items()}
+    return [
+        most.get(cell["id"], usual) if content is None else content
+        for cell, content in zip(cells, own, strict=True)
+    ]
 
 
 def _by_setting(cells: list[Cell]) -> list[tuple[list[str], list[Cell]]]:
@@ -345,9 +354,8 @@ def _name(cells: list[Cell]) -> str:
 def _measure(row: Row) -> None:
     for name in MEASURES:
         row.means[name] = interval([cell[f"test/{name}"] for cell in row.done])
-    row.means["seconds"] = interval([cell["cost/train_seconds"] for cell in row.done])
-    speeds = [cell["cost/tokens_per_second"] for cell in row.done]
-    row.means["tokens_per_second"] = interval(speeds)
+    for name, cost in (("seconds", "train_seconds"), ("tokens_per_second", "tokens_per_second")):
+        row.means[name] = median([cell[f"cost/{cost}"] for cell in row.done]), math.nan
 
 
 def _compare(rows: list[Row]) -> None:
@@ -544,13 +552,14 @@ class Standing:
     """Scores, over all data sets."""
     diverged: int
     mean: float
-    """The interquartile mean of the scores."""
+    """The interquartile mean of the scores, in which data sets weigh alike."""
     interval: tuple[float, float]
     """The mean's, 95 %, by stratified bootstrap."""
     over_plain: tuple[float, float, float]
     """(chance, low, high) that a run is better than the plain VAE of the same seed."""
     over_model: tuple[float, float, float]
-    """(chance, low, high) that a run is better than one of the language model."""
+    """(chance, low, high) that the NLL of a run is lower than that of one of the language model,
+    each of those that have a score."""
     carried: int
     """Data sets on which the estimates carry the difference from the plain VAE."""
     profile: tuple[float, ...]
@@ -640,6 +649,7 @@ def _standing(
     ran: Mapping[str, set[int]],
 ) -> Standing:
     scores = _arrays(compared[name])
+    model = None if name == LANGUAGE_MODEL else compared.get(LANGUAGE_MODEL)
     rows = [(board.row(name), board.row(PLAIN)) for board in found]
     return Standing(
         name=name,
@@ -649,10 +659,8 @@ def _standing(
         interval=stratified_bootstrap(scores, interquartile_mean),
         over_plain=_improvement(scores, None if name == PLAIN else [np.zeros(1)] * len(scores)),
         over_model=_improvement(
-            scores,
-            _arrays(compared[LANGUAGE_MODEL])
-            if LANGUAGE_MODEL in compared and name != LANGUAGE_MODEL
-            else None,
+            _nlls(name, compared[name], found),
+            _nlls(LANGUAGE_MODEL, model, found) if model else None,
         ),
         carried=sum(bool(row and plain and may_win(row.about, plain.about)) for row, plain in rows),
         profile=tuple(performance_profile(scores, THRESHOLDS).tolist()),
@@ -662,6 +670,15 @@ def _standing(
             if (lacking := sorted(ran[board.dataset] - own.keys()))
         },
     )
+
+
+def _nlls(name: str, scores: list[dict[int, float]], found: Sequence[Board]) -> list[Array]:
+    """Of each data set a row's NLLs, of the seeds that have a score."""
+    rows = [next(row for row in board.rows if row.name == name) for board in found]
+    outcomes = [row.outcomes("test") for row in rows]
+    return [
+        np.array([nll[seed] for seed in seeds]) for nll, seeds in zip(outcomes, scores, strict=True)
+    ]
 
 
 def _arrays(scores: list[dict[int, float]]) -> list[Array]:

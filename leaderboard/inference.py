@@ -385,14 +385,23 @@ def at_rate(rates: Sequence[float], nlls: Sequence[float], wanted: float) -> flo
 
 def interquartile_mean(scores: Scores) -> Any:
     """The mean of all data sets' scores without the lowest and the highest quarter, rounded down
-    (Agarwal et al. 2021). Data sets count by their seeds: hand in as many of each. Of draws,
-    [..., S_d], it is that of each."""
+    (Agarwal et al. 2021). Data sets weigh alike: a score counts by one over its data set's number
+    of seeds, and one of which a part is in a quarter by the rest. Of draws, [..., S_d], it is that
+    of each."""
     if not len(scores):
         return math.nan
-    values = np.sort(np.concatenate([*scores], -1), -1)
-    size = values.shape[-1]
-    kept = values[..., size // 4 : size - size // 4].mean(-1)
-    return np.where(np.isnan(values).any(-1), np.nan, kept)[()]
+    values = np.concatenate([*scores], -1)
+    sizes = [np.shape(group)[-1] for group in scores]
+    # in whole numbers: what is cut off may be infinite, and not the least of it may be left
+    runs, unit = sum(sizes), math.lcm(*sizes)
+    order = np.argsort(values, -1)
+    weights = np.repeat([runs * unit // size for size in sizes], sizes)[order]
+    upto, cut = weights.cumsum(-1), runs // 4 * unit * len(sizes)
+    rest = np.minimum(upto, runs * unit * len(sizes) - cut) - np.maximum(upto - weights, cut)
+    rest = np.maximum(rest, 0)
+    kept = np.where(rest > 0, np.take_along_axis(values, order, -1), 0.0)
+    found = (kept * rest).sum(-1) / rest.sum(-1)
+    return np.where(np.isnan(values).any(-1), np.nan, found)[()]
 
 
 def stratified_bootstrap(

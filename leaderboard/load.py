@@ -47,7 +47,10 @@ COST = (
     *("train_seconds", "lost_seconds", "tokens_per_second", "steps", "reached"),
     *("batches", "backwards", "peak_memory_mb"),
 )
-PROVENANCE = ("commit", "fingerprint", "result_version", "data_hash")
+PROVENANCE = (
+    *("commit", "dirty", "fingerprint", "earlier_fingerprints"),
+    *("result_version", "data_hash"),
+)
 COLUMNS = (
     *(*KEY, "variant", "status", "reason", "selected_step", "budget", "setting", "path"),
     *(f"{split}/{name}" for split in SPLITS for name in SUMMARY),

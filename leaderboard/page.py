@@ -31,7 +31,16 @@ from leaderboard.board import MEASURES, PLAIN, Board, Overall, Row
 from leaderboard.inference import Comparison
 from leaderboard.load import DAMAGED, DUPLICATE, YAML
 from leaderboard.plots import Plot
-from leaderboard.report import UNKNOWN, View, across, number, significance, untold, views
+from leaderboard.report import (
+    UNKNOWN,
+    View,
+    across,
+    commits,
+    number,
+    significance,
+    untold,
+    views,
+)
 
 HERE = Path(__file__).parent
 SAMPLES, LONGEST = 3, 400  # of a kind, a variant; letters of a text
@@ -106,7 +115,7 @@ def _head(
         "others": [f"{n} {state}" for state, n in sorted(states.items()) if n],
         "when": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
         "budgets": [f"{name} ({n} rows)" for name, n in sorted(budgets.items())],
-        "commits": sorted({c[:12] for c in cells["provenance/commit"] if isinstance(c, str)}),
+        "commits": commits(cells),
         "stale": [f"{v:g}" for v in sorted(versions - {RESULT_VERSION}) if v == v],
         "version": RESULT_VERSION,
     }

@@ -158,7 +158,7 @@ def colours(found: Sequence[Board]) -> dict[str, int]:
     """The number of each row's colour: of the rows that are best on some board, by name."""
     ranks: dict[str, int] = {}
     for board in found:
-        coloured = [row for row in board.rows if row.name != LANGUAGE_MODEL and row.done]
+        coloured = [row for row in board.rows if row.name != LANGUAGE_MODEL and _counts(row)]
         for rank, row in enumerate(coloured):
             ranks[row.name] = min(rank, ranks.get(row.name, rank))
     best = sorted(ranks, key=lambda name: (ranks[name], name))[:COLOURS]
@@ -170,19 +170,24 @@ def sheets(
 ) -> Iterator[tuple[str, Sheet]]:
     """The figures by name, one after another. by_row: of `trails`."""
     numbers = colours([board]) if colours_ is None else colours_
-    rows = [_series(i, row, by_row, numbers) for i, row in enumerate(board.rows) if row.done]
+    rows = [_series(i, row, by_row, numbers) for i, row in enumerate(board.rows) if _counts(row)]
     same = {(s.row.method, _label(s.row)): s for s in rows}
     elsewhere = [  # at other budgets, in the colours of this one
         replace(same[key], row=row)
         for other in board.others
         for row in other.rows
-        if row.done and (key := (row.method, _label(row))) in same
+        if _counts(row) and (key := (row.method, _label(row))) in same
     ]
     for name, make in FIGURES.items():
         with style():
             sheet = make([*rows, *elsewhere] if make is _price else rows)
             if sheet is not None:
                 yield name, sheet
+
+
+def _counts(row: Row) -> bool:
+    """Whether it is drawn: a stale one is compared with none."""
+    return bool(row.done) and not row.stale
 
 
 def _plots(
@@ -256,14 +261,18 @@ def reached(trail: pd.DataFrame, target: float) -> Array:
 
 
 def over_training(trail: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The mean over seeds at the steps where all have it: step, seconds, value; at most POINTS."""
-    steps, place = np.unique(trail["step"].to_numpy(float), return_inverse=True)
-    seeds = np.bincount(place)
-    line = pd.DataFrame({"step": steps})
-    for name, column in (("seconds", "seconds"), ("value", metric)):
-        values = trail[column].to_numpy(float)
-        line[name] = np.bincount(place, np.where(np.abs(values) < LARGEST, values, np.nan)) / seeds
-    line = line[seeds == len(set(trail["seed"]))].dropna()
+    """The mean over seeds at the steps where all have it, and the median of their seconds: step,
+    seconds, value; at most POINTS."""
+    table = trail[["step", "seconds", metric]].astype(float)
+    table = table.where(table.abs() < LARGEST)
+    by_step = table.groupby("step")
+    line = pd.DataFrame(
+        {
+            "seconds": by_step["seconds"].median(skipna=False),
+            "value": by_step[metric].mean(skipna=False),
+        }
+    )
+    line = line[by_step.size() == len(set(trail["seed"]))].dropna().reset_index()
     return line.iloc[thinned(len(line), POINTS)]
 
 
@@ -460,8 +469,9 @@ def _learning(rows: Sequence[Series]) -> Sheet | None:
     return Sheet(
         figure,
         title,
-        "Mean over seeds, at the steps that all of them have, against seconds (above; the clock "
-        "stops during evaluation) and steps (below); lines may come in from outside of a panel. "
+        "Mean over seeds, at the steps that all of them have, against seconds (above; their "
+        "median, and the clock stops during evaluation) and steps (below); lines may come in from "
+        "outside of a panel. "
         "A method with an inner loop does more in a step: compare by seconds.",
         f"{title}. {len(drawn)} rows, {steps:,.0f} steps at most.",
     )
@@ -610,12 +620,15 @@ def _price(rows: Sequence[Series]) -> Sheet | None:
         alike[s.row.method, _label(s.row)].append(s)
     several = [s for group in alike.values() if len(group) > 1 for s in group]
     settings = {_key(s.row): _settings(s.row) for s in several}
-    models = {settings[_key(s.row)][1]: s.row for s in several if _label(s.row) == LANGUAGE_MODEL}
+    models: dict[str, Row] = {}
+    for s in several:
+        if _label(s.row) == LANGUAGE_MODEL:
+            models.setdefault(settings[_key(s.row)][1], s.row)
     lines: dict[Any, list[tuple[float, float, Series]]] = defaultdict(list)
     for s in several:
-        rest, budget = settings[_key(s.row)]
+        rest, training = settings[_key(s.row)]
         steps = _drawable(np.mean([cell["cost/steps"] for cell in s.row.done]))
-        model = models.get(budget)
+        model = models.get(training)
         if model is not None and _label(s.row) != LANGUAGE_MODEL and steps > 0:
             more = _difference(s.row, model)
             if math.isfinite(more):
@@ -650,8 +663,9 @@ def _price(rows: Sequence[Series]) -> Sheet | None:
         figure,
         title,
         "One variant at several budgets, mean over seeds, against the language model of the same "
-        "budget; below the line reading the code pays. The price of collapse shrinks where more "
-        "training lets the decoder find by itself what the code would tell it.",
+        "sizes, budget, batches and precision; below the line reading the code pays. The price of "
+        "collapse shrinks where more training lets the decoder find by itself what the code would "
+        "tell it.",
         f"{title}; {names[-1]} is {nats(most, '+')}. {len(drawn)} variants, "
         f"{min(steps):,.0f} to {max(steps):,.0f} steps.",
     )
@@ -665,7 +679,8 @@ def _label(row: Row) -> str:
 
 
 def _settings(row: Row) -> tuple[str, str]:
-    """What else defines the variant and its bound, and its budget; as text."""
+    """What else defines the variant and its bound, and what it shares with the language model that
+    it is held to, its budget and the like; as text."""
     try:
         text = (Path(row.done[0]["path"]) / "config.yaml").read_text(encoding="utf-8")
         config = yaml.load(text, YAML)
@@ -678,7 +693,8 @@ def _settings(row: Row) -> tuple[str, str]:
         measured = budget.get("evaluation")
         others["samples"] = measured.get("nll_samples") if isinstance(measured, dict) else None
         budget = {name: value for name, value in budget.items() if name != "evaluation"}
-    rest, said = (json.dumps(_said(x), sort_keys=True, default=str) for x in (others, budget))
+    shared = {n: others[n] for n in ("model", "batching", "precision")} | {"budget": budget}
+    rest, said = (json.dumps(_said(x), sort_keys=True, default=str) for x in (others, shared))
     return rest, said
 
 

@@ -45,9 +45,10 @@ from all that it is compared with. **- vae**: NLL less the plain VAE's,
 paired by seed; p adjusted for all rows (Holm), bold where the row is better, in brackets where it
 is significant and those same conditions do not let it count. **placebo**: NLL less that of the same
 method whose encoder reads another sentence. **pays**: NLL by sentence against the language model,
-`lm`, again under those conditions; below the table, why there is no word. **collapsed**: seeds
-with KL below 0.05. MI cannot exceed the logarithm of the sentences in its mixture; never compare it
-across estimators.
+`lm`; a difference is told under those conditions alone, and `free`, that none could be told, without
+them. Below the table, why there is no word. **collapsed**: seeds with KL below 0.05. **s**: seconds of
+training, the median over seeds. MI cannot exceed the logarithm of the sentences in its mixture;
+never compare it across estimators.
 """
 BY_METHOD = """\
 Of each method the variant with the least validation NLL on some seeds, with its test NLL on the
@@ -61,6 +62,8 @@ them.
 """
 AT_COST = """\
 The best validation NLL so far when all rows have spent the same: the most that every one has.
+**backwards**: passes back from the whole objective. Gradients that a model takes inside its own
+inference, as to refine a posterior, are not counted there; their seconds are.
 """
 DIAGNOSED = """\
 Of the seeds that were diagnosed (`python -m benchmark.diagnose RUN_DIR`), means; nats a sentence.
@@ -88,9 +91,10 @@ The variants that have been run on all of: {}.
 Score: NLL less the plain VAE's of the same seed, in nats a token, below zero is better; a run that
 diverged is infinitely bad. **mean**: interquartile, of all runs, with the 95 % interval of a
 bootstrap of each data set's seeds, too narrow where they are few. **better than**: the chance that
-a run is, with its interval; than the `vae` of the same seed, than any `lm`. **carried**: on how
-many data sets the estimates carry the difference from `vae`. **≤**: the share of runs with no
-higher score. **missing**: seeds that others were run with.
+a run's NLL is lower, with its interval; than that of the `vae` of the same seed, than that of any
+`lm`. **carried**: on how many data sets the estimates carry the difference from `vae`. **≤**: the
+share of runs with no higher score. **missing**: seeds that others were run with. In means, chances
+and shares data sets weigh alike, however many their runs.
 """
 
 
@@ -122,7 +126,8 @@ def markdown(cells: pd.DataFrame, found: Sequence[Board], together: Overall | No
     """RESULTS.md: of each data set a table, other views of it and what did not finish; then what
     all data sets say together."""
     n, done = len(cells), list(cells["status"]).count("done")
-    parts = ["# Results\n", f"{done} of {n} runs are done.{_commits(cells)}\n", LEGEND]
+    code = f" Code: {', '.join(known)}." if (known := commits(cells)) else ""
+    parts = ["# Results\n", f"{done} of {n} runs are done.{code}\n", LEGEND]
     for board in found:
         parts.append(f"## {_plain(board.dataset)}\n")
         parts += [_table(board), *_untold(board)]
@@ -135,9 +140,20 @@ def markdown(cells: pd.DataFrame, found: Sequence[Board], together: Overall | No
     return "\n".join(parts)
 
 
-def _commits(cells: pd.DataFrame) -> str:
+def commits(cells: pd.DataFrame) -> list[str]:
+    """Those of all runs, and how many of the finished ones are not of one of them alone."""
     known = sorted({c[:12] for c in cells["provenance/commit"] if isinstance(c, str)})
-    return f" Code: {', '.join(known)}." if known else ""
+    about = cells[cells["status"] == "done"]
+    counts = {
+        "of no known one": sum(not isinstance(c, str) for c in about["provenance/commit"]),
+        "of one with changes": sum(dirty is True for dirty in about["provenance/dirty"]),
+        "trained by two versions or more": sum(
+            isinstance(earlier, list) and bool(earlier)
+            for earlier in about["provenance/earlier_fingerprints"]
+        ),
+    }
+    told = [f"{n} run{'s' * (n > 1)} {which}" for which, n in counts.items() if n]
+    return [*known, *told]
 
 
 def columns(board: Board) -> list[str]:

@@ -21,6 +21,12 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
+def median(values: Sequence[float]) -> float:
+    """Their median, which one run on a machine that stalled does not move; NaN where the mean would
+    be."""
+    return float(np.median(values)) if len(values) else math.nan
+
+
 def half_width(values: Sequence[float]) -> float:
     """Half of the 95 % t-interval of the mean; NaN for fewer than three values, whose interval
     is too wide to mean anything."""
@@ -55,8 +61,8 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     """One row a variant on a data set, by data set and nll, the unknown last.
 
     Columns: VARIANT, `variant`, `budget`; `done` of `cells` seeds; of the done ones, `<measure>`
-    (the test split's mean) with `<measure>_half` of its interval, `seconds` of training, `verdict`,
-    and whether one is `stale`, of another result version than this code's.
+    (the test split's mean) with `<measure>_half` of its interval, the median `seconds` of training,
+    `verdict`, and whether one is `stale`, of another result version than this code's.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells.to_dict("records"):
@@ -75,7 +81,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         for name in MEASURES:
             values = [cell[f"test/{name}"] for cell in done]
             row |= {name: mean(values), f"{name}_half": half_width(values)}
-        row["seconds"] = mean([cell["cost/train_seconds"] for cell in done])
+        row["seconds"] = median([cell["cost/train_seconds"] for cell in done])
         row["verdict"] = _verdict([cell["test/verdict"] for cell in done])
         rows.append(row)
     halves = [f"{name}_half" for name in MEASURES]

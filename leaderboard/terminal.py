@@ -37,7 +37,7 @@ def show(cells: pd.DataFrame, console: Console) -> None:
         _show_dataset(dataset, here[0], here[1], console)
     known = any(not math.isnan(row["nll_gap"]) for row in variants)
     legend = LEGEND + ("; gap, nll less the exact one. " if known else ". ")
-    legend += "au: active of all latent units; seconds: of training."
+    legend += "au: active of all latent units; seconds: of training, the median."
     if any(row["done"] >= 3 for row in variants):
         legend += " ±: half of the 95 % t-interval over seeds, from three on."
     console.print(Text(legend, style="dim"))

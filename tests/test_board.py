@@ -13,6 +13,7 @@ import pytest
 from leaderboard import page
 from leaderboard.__main__ import main
 from leaderboard.board import Board, _letter, boards, overall
+from leaderboard.inference import interquartile_mean, stratified_bootstrap
 from leaderboard.load import load_cells
 from leaderboard.report import UNIQUE, markdown, measurements, tex
 from tests.records import MODEL, UNITS, WRITTEN, full, lay
@@ -123,6 +124,24 @@ def test_two_contents_are_two_boards(tmp_path: Path):
         board.dataset: [row.name for row in board.rows] for board in boards(load_cells([tmp_path]))
     }
     assert found == {"toy (h)": ["vae"], "toy (other-)": ["free"]}
+
+
+def test_the_seeds_of_a_variant_are_on_the_board_of_their_own_content(tmp_path: Path):
+    """And one that has not told its content where most of its variant's are."""
+    for seed in range(5):
+        run(tmp_path, "vae", seed, 34.0 - 10 * (seed > 2))
+    for seed in (3, 4):
+        tell(next(tmp_path.glob(f"toy/vae/*/s{seed}/run.json")), data_hash="other-hash")
+    identity = next(tmp_path.glob("toy/vae/*")).name
+    waits = write(tmp_path, "vae", 5, status="queued", identity=identity)
+    tell(waits.path / "run.json", data_hash=None)
+    found = {board.dataset: board.rows for board in boards(load_cells([tmp_path]))}
+    assert {name: [{*row.seeds} for row in rows] for name, rows in found.items()} == {
+        "toy (h)": [{0, 1, 2}],
+        "toy (other-)": [{3, 4}],
+    }
+    assert found["toy (h)"][0].means["nll"] == (34.0, 0.0)
+    assert [len(rows[0].cells) for rows in found.values()] == [4, 2]
 
 
 def test_a_row_without_a_likelihood_says_so_and_a_board_without_runs_comes_last(tmp_path: Path):
@@ -289,11 +308,16 @@ def test_the_files_tell_all_and_are_the_same_twice(tmp_path: Path, capsys):
     assert first == second and len(first) >= 3
 
 
+def tell(path: Path, part: str = "provenance", **words) -> None:
+    """Let a record say something else of where it comes from, or in another of its parts."""
+    known = json.loads(path.read_text())
+    known[part] |= words
+    path.write_text(json.dumps(known))
+
+
 def outdate(path: Path) -> None:
     """Make a record one of an older version of the code."""
-    known = json.loads(path.read_text())
-    known["provenance"]["result_version"] = 0
-    path.write_text(json.dumps(known))
+    tell(path, result_version=0)
 
 
 def test_rows_of_an_older_version_are_marked(tmp_path: Path):
@@ -470,8 +494,8 @@ def test_variants_are_compared_across_data_sets(tmp_path: Path):
     low, high = free.interval
     assert low < free.mean < high and low >= -0.3 and high <= 0.05
     assert free.over_plain[0] == pytest.approx((2 / 3 + 1) / 2)  # by seed
-    # lm: -0.1 on long, -0.2 on short; of free on long one is better and one ties, on short the same
-    assert free.over_model[0] == pytest.approx((1 / 3 + 1 / 6 + 1 / 3 + 1 / 6) / 2)
+    # lm: 28, 29 and 30 on both; of free 31, 29 and 28 on long, thrice 29 on short; a tie is a half
+    assert free.over_model[0] == pytest.approx(((0 + 1.5 + 2.5) / 9 + 1 / 2) / 2)
     assert free.profile == pytest.approx((5 / 6, 5 / 6, 5 / 6, 5 / 6, 5 / 6, 5 / 6, 1))
     assert free.carried == 2 and free.missing == {"long": [3], "short": [3]}
     bad = rows["unstable"]
@@ -482,6 +506,46 @@ def test_variants_are_compared_across_data_sets(tmp_path: Path):
     assert rows["vae"].mean == 0 and math.isnan(rows["vae"].over_plain[0])
     assert [row.name for row in found.rows[2:]] == ["vae", "unstable"]
     assert rows["lm"].mean == pytest.approx(-0.15) and rows["lm"].over_plain[0] == 1
+
+
+def two_sets(results: Path, method: str, toy: Sequence[float], zoo: Sequence[float]) -> None:
+    """A variant's NLLs by seed on two data sets, of ten tokens a sentence for the plain VAE."""
+    for dataset, nlls in (("toy", toy), ("zoo", zoo)):
+        for seed, nll in enumerate(nlls):
+            run(results, method, seed, nll, dataset=dataset, ppl=math.exp(nll / 10))
+
+
+def test_the_plain_vaes_noise_is_no_part_of_the_comparison_with_the_language_model(tmp_path: Path):
+    """Every run is a nat better than any of lm, and the vae's seeds lie 20 nats apart."""
+    for method, nlls in (("vae", [20, 30, 40]), ("free", [31, 31, 31]), ("lm", [32, 32, 32])):
+        two_sets(tmp_path, method, nlls, nlls)
+    found = overall(boards(load_cells([tmp_path])))
+    rows = {row.name: row.over_model for row in found.rows} if found else {}
+    assert rows["free"] == (1.0, 1.0, 1.0) and rows["vae"][0] == pytest.approx(2 / 3)
+    assert math.isnan(rows["lm"][0])
+
+
+def test_a_data_set_weighs_no_more_for_its_seeds(tmp_path: Path):
+    """Nine seeds tie with the vae on one, and on the other one is better by a nat a token."""
+    two_sets(tmp_path, "vae", [30] * 9, [30])
+    two_sets(tmp_path, "free", [30] * 9, [20])
+    found = overall(boards(load_cells([tmp_path])))
+    (free, _) = found.rows if found else ()
+    assert (free.name, free.runs, free.mean) == ("free", 10, pytest.approx(-0.5))
+    assert free.interval == pytest.approx((-0.5, -0.5))
+
+
+def test_the_interquartile_mean_weighs_data_sets_alike():
+    # each weighs 1, and 2 scores of 10 are cut off on either side, 0.4: of 0 and 9 0.1 is left
+    scores = [[9.0, 0.0], [5.0, 4.0, 4.0, 4.0, 5.0, 4.0, 5.0, 5.0]]
+    assert interquartile_mean(scores) == pytest.approx(
+        (0.1 * 0 + 0.5 * 4 + 0.5 * 5 + 0.1 * 9) / 1.2
+    )
+    assert interquartile_mean(scores[::-1]) == interquartile_mean(scores)
+    # what is cut off may be infinite, and what is left
+    assert interquartile_mean([[0.0] * 9, [math.inf]]) == math.inf
+    assert interquartile_mean([[0.0] * 3, [0.0] * 8 + [math.inf] * 4]) == 0
+    assert stratified_bootstrap([[0.0] * 9, [1.0]], interquartile_mean) == (0.5, 0.5)
 
 
 def test_data_sets_are_compared_that_most_variants_share(tmp_path: Path):
@@ -527,6 +591,17 @@ def test_what_the_estimates_do_not_carry_neither_pays_nor_wins(tmp_path: Path, w
     assert rows["bad"].p < 0.05 and rows["bad"].won is None
     assert rows["vae"].pays == "free" and rows["vae"].won is None
     assert rows["lm"].won is False and not rows["lm"].why_not
+
+
+def test_free_is_told_whatever_the_weights_and_the_words_say_so(tmp_path: Path):
+    grid(tmp_path, lm=34.0)
+    for seed in range(5):
+        run(tmp_path, "bad", seed, 34.0 + 0.02 * seed, khat_bad=0.5)
+    rows = {row.name: row for row in only(tmp_path).rows}
+    assert rows["bad"].pays == "free" and not rows["bad"].why_not
+    (pitfall,) = (term["pitfall"] for term in page.glossary() if term["name"] == "pays")
+    assert "Free is told all the same" in pitfall
+    assert "`free`, that none could be told, without" in written(tmp_path)[0]
 
 
 def test_too_few_seeds_are_no_word_of_paying(tmp_path: Path):
@@ -585,6 +660,7 @@ def test_the_further_tables_are_where_there_is_something_to_say(tmp_path: Path):
     assert "| free | 2 | free kl=3 | 0 1 2 | 3 4 5 | 31.00 ± 0.00 | 32.00, 31.00 |  |" in text
     assert "| free | - | 33.00 | 32.00 | - | - |" in text
     assert "| after 2.0 s | NLL | after 20 backwards | NLL |" in text
+    assert "inference, as to refine a posterior, are not counted there" in text
     assert "| free kl=1 | 30.00 ± 0.00 | free kl=1 | 30.00 ± 0.00 |" in text
     assert "## Across data sets" in text and "run on all of: other, toy." in text
     # (31 - 34) / (34 / ln 7) = -0.172
@@ -594,6 +670,37 @@ def test_the_further_tables_are_where_there_is_something_to_say(tmp_path: Path):
     assert "| -3.00 ± 0.00 | (<0.001) |" in text and "| -1.00 ± 0.00 | **<0.001** |" in text
     assert table.count(r"\begin{tabular}") == table.count(r"\bottomrule") == 2
     assert (text, table) == written(results)
+
+
+def test_a_stalled_run_does_not_move_the_seconds(tmp_path: Path):
+    grid(tmp_path, vae=34.0)
+    for seed, seconds in enumerate([25, 27, 3297, 41, 26]):
+        path = next(tmp_path.glob(f"toy/vae/*/s{seed}/run.json"))
+        tell(path, "cost", train_seconds=seconds, tokens_per_second=54000 / seconds)
+    (row,) = only(tmp_path).rows
+    found = {name: row.means[name] for name in ("seconds", "tokens_per_second")}
+    unknown = pytest.approx(math.nan, nan_ok=True)
+    assert found == {"seconds": (27.0, unknown), "tokens_per_second": (2000.0, unknown)}
+    text, _ = written(tmp_path)
+    assert "| 27 |" in text and "**s**: seconds of\ntraining, the median" in text
+    means = {term["name"]: term["means"] for term in page.glossary()}
+    assert all("median" in means[name] for name in ("s", "tokens/s"))
+
+
+def test_code_that_no_commit_names_is_counted(tmp_path: Path):
+    grid(tmp_path / "all", vae=34.0)
+    known = {"commit": "a" * 40, "dirty": False}
+    abouts = [known, known, known | {"dirty": True}, known | {"earlier_fingerprints": ["1"]}]
+    for seed, about in enumerate(abouts):
+        tell(next(tmp_path.glob(f"all/toy/vae/*/s{seed}/run.json")), **about)
+    write(tmp_path / "all", "plain", status="queued")  # which no code has run
+    code = (
+        f"{'a' * 12}, 1 run of no known one, 1 run of one with changes, "
+        "1 run trained by two versions or more"
+    )
+    assert f"5 of 6 runs are done. Code: {code}.\n" in written(tmp_path / "all")[0]
+    assert main([str(tmp_path / "all"), "--out", str(tmp_path)]) == 0
+    assert code in (tmp_path / "index.html").read_text()
 
 
 def cells_of(line: str) -> list[str]:

@@ -117,6 +117,17 @@ def test_a_variant_is_the_mean_over_its_finished_seeds(tmp_path: Path):
     assert "plain seed 3: diverged, the loss is not finite" in text
 
 
+def test_seconds_are_the_median(tmp_path: Path):
+    for seed, seconds in enumerate([25.0, 27.0, 3297.0]):
+        run = write(tmp_path, seed=seed)
+        with run.lease():
+            run.write(cost={"train_seconds": seconds, "steps": 30})
+    (variant,) = summarise(load_cells([tmp_path])).to_dict("records")
+    assert variant["seconds"] == 27.0
+    text = shown(tmp_path)
+    assert row(text, "plain")[-1] == "27" and "seconds: of training, the median." in text
+
+
 def test_a_value_that_one_seed_lacks_has_no_mean(tmp_path: Path):
     write(tmp_path, seed=0, i_read=1.0)
     write(tmp_path, seed=1, i_read=None)

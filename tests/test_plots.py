@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from leaderboard.board import Board, boards
 from leaderboard.load import load_cells
 from leaderboard.plots import DARK, LIGHT, draw, front, over_training, plots, reached, trails
 from leaderboard.report import measurements
-from tests.test_board import grid, only, run
+from tests.test_board import grid, only, outdate, run
 from tests.test_leaderboard import write
 
 HOSTILE = (
@@ -185,6 +186,8 @@ def test_a_line_is_the_mean_of_all_seeds_where_all_are(tmp_path: Path):
     table.loc[(table["seed"] == 2) & (table["step"] == 1), "nll"] = math.inf
     line = over_training(table, "nll")
     assert line.to_numpy().tolist() == [[2.0, 3.0, 10.0]]
+    stalled = records(*[(seed, 1, [5.0, 6.0, 3297.0][seed], seed, 0, 0) for seed in range(3)])
+    assert over_training(stalled, "nll").to_numpy().tolist() == [[1.0, 6.0, 1.0]]
     long = records(*[(0, step, step, step, 0, 0) for step in range(1000)])
     thin = over_training(long, "nll")
     assert len(thin) == 200 and {0.0, 999.0} <= {*thin["step"]} and thin["step"].is_unique
@@ -224,6 +227,27 @@ def test_units_are_sorted_and_their_levels_told(tmp_path: Path):
     assert cells[10, 1, 10, 1][0] == cells[10, 0, 10, 1][0] != cells[10, 2, 10, 1][0]
 
 
+def at_budget(results: Path, method: str, seeds: int, nll: float, steps: int, config: str) -> None:
+    """Finished cells of a configuration of its own, trained for so many steps."""
+    identity = f"{crc32(f'{method} {config}'.encode()):012x}"
+    for seed in range(seeds):
+        run(results / "aside", method, seed, nll)
+        (old,) = results.glob(f"aside/toy/{method}/*/s{seed}")
+        new = results / f"all/toy/{method}/{identity}/s{seed}"
+        new.parent.mkdir(parents=True, exist_ok=True)
+        text = (old / "run.json").read_text().replace(old.parent.name, identity)
+        old.rename(new)
+        (new / "run.json").write_text(text.replace('"steps": 30', f'"steps": {steps}'))
+        (new / "config.yaml").write_text(f"method: {method}\n{config}\n")
+
+
+def price(results: Path) -> np.ndarray:
+    """The one line of the price of collapse, behind the language model's."""
+    (main,) = (board for board in boards(load_cells([results / "all"])) if board.others)
+    _, line = sheets(main)["price"].figure.axes[0].lines[:2]
+    return np.asarray(line.get_xydata())
+
+
 def test_the_price_is_paid_by_budget(tmp_path: Path):
     """And not by how the bound is measured."""
     # the larger budget's are of a later program, which has more fields; the last of another bound
@@ -234,19 +258,8 @@ def test_the_price_is_paid_by_budget(tmp_path: Path):
     )
     for number, (steps, vae, more, model) in enumerate(grids):
         for method, nll in (("vae", vae), ("lm", 38.0 - steps / 100)):
-            for seed in range(3 - (number == 2)):
-                identity = f"{number}{method}".encode().hex()[:12].ljust(12, "0")
-                place = tmp_path / str(number)
-                run(place, method, seed, nll)
-                (old,) = place.glob(f"toy/{method}/*/s{seed}")
-                new = tmp_path / f"all/toy/{method}/{identity}/s{seed}"
-                new.parent.mkdir(parents=True, exist_ok=True)
-                old.rename(new)
-                text = (new / "run.json").read_text().replace(old.parent.name, identity)
-                (new / "run.json").write_text(text.replace('"steps": 30', f'"steps": {steps}'))
-                (new / "config.yaml").write_text(
-                    f"method: {method}\nbudget: {{{more}steps: {steps}}}\nmodel: {model}\n"
-                )
+            config = f"budget: {{{more}steps: {steps}}}\nmodel: {model}"
+            at_budget(tmp_path, method, 3 - (number == 2), nll, steps, config)
     write(tmp_path / "all", "vae", status="failed", reason="full", identity="f" * 12)
     main, *others = boards(load_cells([tmp_path / "all"]))
     assert main.others == others and len(others) == 2 and others[0].dataset == "toy, 400 steps"
@@ -255,6 +268,42 @@ def test_the_price_is_paid_by_budget(tmp_path: Path):
     assert not any((line == 30.0 - 34.0).any() for line in lines)
     assert np.array([[100, 3.0], [400, 2.5]]) == pytest.approx(np.asarray(lines[1]))
     assert "vae is +2.50 nats" in sheet.title
+
+
+@pytest.mark.parametrize(
+    "other", [{"model": "{latent: 9}"}, {"batching": "exact"}, {"precision": "bf16"}]
+)
+def test_the_price_is_by_the_same_models_language_model(tmp_path: Path, other: dict[str, str]):
+    """Of another's there is only a language model, and a better one."""
+    usual = {"model": "{latent: 8}", "batching": "bucketed", "precision": "fp32"}
+    for steps in (100, 400):
+        grids = (("vae", 3, 36.0, usual), ("lm", 3, 34.0, usual), ("lm", 2, 20.0, usual | other))
+        for method, seeds, nll, settings in grids:
+            lines = [f"{name}: {value}" for name, value in settings.items()]
+            config = "\n".join([f"budget: {{name: own, steps: {steps}}}", *lines])
+            at_budget(tmp_path, method, seeds, nll, steps, config)
+    assert price(tmp_path).tolist() == [[100, 2.0], [400, 2.0]]
+
+
+def test_stale_rows_are_in_no_figure(tmp_path: Path):
+    """Neither of this board nor of another budget's; and they take no colour."""
+    for steps in (100, 400, 900):
+        for method, nll in (("vae", 36.0), ("lm", 34.0), ("free", 30.0)):
+            config = f"budget: {{name: own, steps: {steps}}}"
+            at_budget(tmp_path, method, 3 + (steps == 100), nll, steps, config)
+    for path in (tmp_path / "all/toy").glob("*/*/s*"):
+        if path.parts[-3] == "free" or "900" in (path / "config.yaml").read_text():
+            outdate(path / "run.json")
+    (main,) = (board for board in boards(load_cells([tmp_path / "all"])) if board.others)
+    lines = trail(main, lambda name, seed: [(t, t, {"nll": 1.0 * t, "kl": 1.0}) for t in (1, 2)])
+    found = sheets(main, lines)
+    assert {"rate-distortion", "z-gain", "learning", "price", "pairs"} <= {*found}
+    gid = next(f"series-{i}" for i, row in enumerate(main.rows) if row.name == "free")
+    for sheet in found.values():
+        assert "free" not in sheet.title + sheet.summary
+        assert not sheet.figure.findobj(lambda artist: str(artist.get_gid()).startswith(gid))
+    assert [x for x, _ in price(tmp_path)] == [100, 400]
+    assert {*plotting.colours([main])} == {"vae"}
 
 
 def test_one_budget_has_no_price(tmp_path: Path):
