@@ -266,6 +266,10 @@ def _at_cost(board: Board) -> View:
     return View("At equal cost", AT_COST, head, lines)
 
 
+def _called(row: Row) -> str:
+    return row.name + (" (stale)" if row.stale else "")
+
+
 def _diagnosed(board: Board) -> Iterable[View]:
     """Why units live or die, a row a variant."""
     lines = []
@@ -287,7 +291,7 @@ def _diagnosed(board: Board) -> Iterable[View]:
         kinds = [_at(known, "residuals", kind, "ratio") for kind in ("unigram", "bigram")]
         lines.append(
             [
-                *(row.name, str(len(known)), ", ".join(told) or UNKNOWN),
+                *(_called(row), str(len(known)), ", ".join(told) or UNKNOWN),
                 *(number(*interval(values)) for values in (*sums, *code)),
                 _told(_at(known, "lag", "encoder", "elbo", -1, 0), known, "lag", "verdict"),
                 _told([*map(max, *kinds)], known, "residuals", "verdict"),
@@ -305,7 +309,7 @@ def _written(board: Board) -> Iterable[View]:
         for cell in row.done:
             if found := beside.generation(cell["path"]):
                 key = tuple(found["settings"][name] for name in beside.SETTINGS)
-                asked.setdefault(key, {}).setdefault(row.name, []).append(found)
+                asked.setdefault(key, {}).setdefault(_called(row), []).append(found)
     for key, rows in sorted(asked.items()):
         of = dict(zip(beside.SETTINGS, key, strict=True))
         real = [found for each in rows.values() for found in each]
@@ -437,7 +441,7 @@ def tex(found: Sequence[Board]) -> str:
         lines = [f"% {board.dataset}", f"\\begin{{tabular}}{{lr{'r' * len(shown)}l}}", r"\toprule"]
         lines += [" & ".join(heads) + r" \\", r"\midrule"]
         for row in board.rows:
-            name = row.name.translate(TEX) + (" (stale)" if row.stale else "")
+            name = _called(row).translate(TEX)
             values = [number(*row.means[name_], style="tex") for name_ in shown]
             first = f"\\textbf{{{name}}}" if row.best else name
             lines.append(" & ".join([first, str(len(row.done)), *values, row.groups]) + r" \\")

@@ -737,6 +737,8 @@ def test_diagnosed_seeds_have_a_table(tmp_path: Path):
     assert vae["read"] == "1.43 ± 0.00" and vae["lag"] == "2.10 ± 0.00, encoder lags"
     lm = dict(zip(found["variant"], found["lm"], strict=True))
     assert lm["errors in common"] == "2.31, could pay" and lm["rate"] == lm["lag"] == "-"
+    tell(next(tmp_path.glob("toy/vae/*/s0/run.json")), result_version=0)
+    assert [*table(written(tmp_path)[0], "Why units live or die")][2] == "vae (stale)"
 
 
 def test_what_is_written_is_compared_where_as_much_was_asked_for(tmp_path: Path):
