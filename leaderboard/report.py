@@ -45,10 +45,10 @@ from all that it is compared with. **- vae**: NLL less the plain VAE's,
 paired by seed; p adjusted for all rows (Holm), bold where the row is better, in brackets where it
 is significant and those same conditions do not let it count. **placebo**: NLL less that of the same
 method whose encoder reads another sentence. **pays**: NLL by sentence against the language model,
-`lm`; a difference is told under those conditions alone, and `free`, that none could be told, without
-them. Below the table, why there is no word. **collapsed**: seeds with KL below 0.05. **s**: seconds of
-training, the median over seeds. MI cannot exceed the logarithm of the sentences in its mixture;
-never compare it across estimators.
+`lm`; a difference is told under those conditions alone, and `free`, that none could be told,
+without them. Below the table, why there is no word. **collapsed**: seeds with KL below 0.05. **s**:
+seconds of training, the median over seeds. MI cannot exceed the logarithm of the sentences in its
+mixture; never compare it across estimators.
 """
 BY_METHOD = """\
 Of each method the variant with the least validation NLL on some seeds, with its test NLL on the

@@ -601,7 +601,7 @@ def test_free_is_told_whatever_the_weights_and_the_words_say_so(tmp_path: Path):
     assert rows["bad"].pays == "free" and not rows["bad"].why_not
     (pitfall,) = (term["pitfall"] for term in page.glossary() if term["name"] == "pays")
     assert "Free is told all the same" in pitfall
-    assert "`free`, that none could be told, without" in written(tmp_path)[0]
+    assert "`free`, that none could be told,\nwithout" in written(tmp_path)[0]
 
 
 def test_too_few_seeds_are_no_word_of_paying(tmp_path: Path):
