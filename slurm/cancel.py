@@ -15,6 +15,7 @@ from benchmark.compose import UserError
 from slurm import queue
 from slurm.cluster import Executor
 from slurm.grid import Standing, look
+from slurm.job import end
 from slurm.ledger import Ledger
 from slurm.runner import OPEN
 
@@ -57,13 +58,14 @@ def cancel(results: Path, standings: Sequence[Standing], *, everything: bool = F
     """Write the will down, then tell the scheduler, of jobs none of whose cells is still wanted
     and, with `everything`, of those that build the leaderboard; returns what it says against it. A
     job is known by its name: numbers are given out again. The local runner, and jobs with other
-    cells, read the ledger."""
+    cells, read the ledger; the cells of one that was killed are told themselves."""
     cells = {standing.cell for standing in standings}
     if not cells and not everything:
         return None
     ledger = Ledger(results)
     if cells:
         ledger.cancelled(sorted(cells))
+        end(results, cells)
     attempts, histories = ledger.read()
     answer = queue.ask()
     if answer is None:

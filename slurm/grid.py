@@ -19,7 +19,7 @@ from slurm.ledger import Attempt, History, Ledger, Progress
 from slurm.queue import Queue
 
 ENDS = ("failed", "diverged", "timeout")
-GAP = 5.0  # s between the two answers of the queue without which nothing is called lost
+GAP = 5.0  # s between the two answers of the queue without which nothing is repaired
 
 
 @dataclass(frozen=True)

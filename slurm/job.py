@@ -4,13 +4,15 @@ Also a command, `python -m slurm.job RESULTS CELL ...`, of which the local runne
 packs several cells on one device start one for each cell.
 """
 
+import errno
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import submitit
@@ -18,12 +20,15 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 
 from benchmark import record
 from benchmark.run import run_stored, stop_signals
+from slurm.cluster import Executor
 from slurm.ledger import History, Ledger
 
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-BUSY = 5.0  # s between two looks at a cell that another process writes
+BUSY = 5.0  # s between two tries at a cell that another process writes, or has no room to be
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a disk without room, which somebody will make."""
 
 
 class Job(Checkpointable):
@@ -84,12 +89,17 @@ def _cancelled(results: Path, cell: str) -> bool:
 
 
 def _when_free(path: Path, stopped: Callable[[], int]) -> str:
-    """Run a cell, once nobody else writes it: SLURM may think a node dead whose job lives."""
+    """Run a cell, once nobody else writes it, as SLURM may think a node dead whose job lives, and
+    once there is room on the disk to record it."""
     while True:
         try:
             return run_stored(path, lambda: bool(stopped()))
         except record.Busy as error:
             log.warning("%s", error)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning("%s; waiting for room", error)
         for _ in range(round(BUSY * 10)):
             if stopped():
                 return "interrupted"
@@ -121,6 +131,37 @@ def start(results: Path, cell: str) -> subprocess.Popen:
     """A process that runs one cell."""
     command = [sys.executable, "-m", "slurm.job", str(results), cell]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+
+def processes(module: str, results: Path) -> dict[int, list[str]]:
+    """This machine's processes `python -m MODULE RESULTS ...`: their numbers, and further words."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            _, *words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
+            if words[:2] != ["-m", module] or len(words) < 4:
+                continue
+            if os.path.samefile(process / "cwd" / words[2], results):
+                found[int(process.name)] = words[3:-1]
+    return found
+
+
+def end(results: Path, cells: Container[str] | None = None) -> None:
+    """Have what a local runner started for these cells, or for all, save and end, whether the
+    runner lives or not; on this machine."""
+    _, histories = Ledger(results).read()
+    for number, words in processes("slurm.job", results).items():
+        for cell in words:
+            # else it is a job's, which packs several
+            local = histories.get(cell, History()).executor == Executor.local.value
+            if local and (cells is None or cell in cells):
+                terminate(number)
+
+
+def terminate(number: int) -> None:
+    """Have a process of this machine save and end, if it has not ended."""
+    with suppress(ProcessLookupError):
+        os.kill(number, signal.SIGTERM)
 
 
 def _forget_torn_result() -> None:

@@ -46,6 +46,11 @@ class History:
     """Oldest first, each with the job's place in it and how far the cell had come before."""
     cancelled: bool = False  # since the newest attempt
 
+    @property
+    def executor(self) -> str | None:
+        """What it was submitted to last."""
+        return self.attempts[-1][0].cluster["executor"] if self.attempts else None
+
     def fruitless(self, progress: Progress) -> int:
         """How many of the newest attempts, since the user's own, began where the cell still is."""
         count = 0

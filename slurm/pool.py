@@ -3,26 +3,31 @@
 
 Keeps at most cluster.parallel cells alive, each a process with one thread, until no cell that was
 submitted to it is left; then it builds the leaderboard, if it was asked for. What was stopped goes
-on with slurm.status --repair, or with the same submission.
+on with slurm.status --repair, or with the same submission. A second runner waits until the first
+has read what was submitted, or has ended: one that was stopped reads no more.
 """
 
+import json
 import logging
+import math
 import os
-import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from benchmark import record
+from benchmark.compose import UserError, sentence
 from benchmark.lease import Busy, Lease
 from benchmark.run import stop_signals
 from slurm.cluster import Cluster, Executor, restore
 from slurm.grid import progress
-from slurm.job import SIGNALS, start
+from slurm.job import FULL, SIGNALS, end, processes, start, terminate
 from slurm.ledger import Ledger, Progress
 from slurm.page import build
 from slurm.runner import give_up
@@ -31,6 +36,7 @@ log = logging.getLogger(__name__)
 
 ENDED = {"done", "failed", "diverged", "timeout"}
 TICK = 0.2  # s
+PAUSE = 10.0  # s before what has just failed is tried again
 
 
 class Pool:
@@ -41,7 +47,9 @@ class Pool:
         self.alive: dict[str, subprocess.Popen] = {}
         self.began: dict[str, Progress] = {}
         self.fruitless: Counter[str] = Counter()
+        self.rests: dict[str, float] = {}  # until when, of those that ended without getting on
         self.size = self.built = -1  # of the ledger when it was read, and for which there is a page
+        self.told = -1  # for which others know that it was read
         self.cells: list[str] = []  # that were submitted to this runner, in order
         self.leaderboard = False
         self.cluster = Cluster()
@@ -66,16 +74,23 @@ class Pool:
         """Until nothing is left, or a signal comes."""
         while not stopped():
             self.plan()
+            if self.told != self.size and not stopped():  # what is new is left to who waits
+                self.tell()
             self.reap()
+            resting = False
             for cell in self.cells:
                 if len(self.alive) >= self.cluster.parallel:
                     break
-                if cell not in self.alive and self.open(cell):
-                    self.began[cell] = progress(self.results / cell)
-                    self.alive[cell] = start(self.results, cell)
+                if cell in self.alive or not self.open(cell):
+                    continue
+                if time.monotonic() < self.rests.get(cell, 0.0):
+                    resting = True
+                    continue
+                self.began[cell] = progress(self.results / cell)
+                self.alive[cell] = start(self.results, cell)
             for cell in set(self.alive) - set(self.cells):
                 self.alive[cell].terminate()  # cancelled
-            if not self.alive:
+            if not self.alive and not resting:
                 if self.built == self.size or not self.leaderboard:
                     return
                 self.built = self.size
@@ -87,6 +102,12 @@ class Pool:
         for process in self.alive.values():
             process.wait()
 
+    def tell(self) -> None:
+        """Let others know how much of the ledger this runner has read."""
+        with suppress(OSError):  # it is tried again
+            _told(self.results).write_text(str(self.size))
+            self.told = self.size
+
     def open(self, cell: str) -> bool:
         """Whether a cell is not at its end."""
         try:
@@ -97,7 +118,7 @@ class Pool:
         return known is not None and known["status"] not in ENDED
 
     def reap(self) -> None:
-        """Let go of what has ended; count what ended without getting on."""
+        """Let go of what has ended; what ended without getting on is counted, and rests a while."""
         for cell, process in list(self.alive.items()):
             if process.poll() is None:
                 continue
@@ -105,35 +126,85 @@ class Pool:
             if self.open(cell):
                 log.warning("%s ended with %s before it was done", cell, process.returncode)
                 moved = progress(self.results / cell) != self.began[cell]
-                self.fruitless[cell] = 0 if moved else self.fruitless[cell] + 1
-                if self.fruitless[cell] >= self.cluster.attempts:
-                    n = self.fruitless.pop(cell)
-                    give_up(self.results / cell, f"{n} runs in a row ended without a step")
+                n = self.fruitless[cell] = 0 if moved else self.fruitless[cell] + 1
+                if not moved:
+                    self.rests[cell] = time.monotonic() + PAUSE
+                if n >= self.cluster.attempts:
+                    self.give_up(cell, f"{n} runs in a row ended without a step")
+
+    def give_up(self, cell: str, reason: str) -> None:
+        """Record that a cell does not get on; without room for that it is tried once more."""
+        try:
+            give_up(self.results / cell, reason)
+            del self.fruitless[cell]
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning("%s", error)
+
+
+def _told(results: Path) -> Path:
+    """The file that says how many bytes of the ledger a runner has read."""
+    return results / ".slurm" / "pool" / "read"
+
+
+def _has_read(results: Path) -> int:
+    """How many bytes of the ledger some runner has read, as far as it could say."""
+    try:
+        return int(_told(results).read_text())
+    except (OSError, ValueError):
+        return -1
 
 
 def stop(results: Path) -> None:
-    """Tell the runner at work on these results, if there is one."""
+    """Have the runner at work on these results, those that wait for its end, and their cells save
+    and end, also cells whose runner was killed. Raises UserError where it runs elsewhere."""
     folder = results / ".slurm" / "pool"
-    if record.held(folder):
-        os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+    owner = _owner(folder)
+    for number, words in processes("slurm.pool", results).items():
+        if number != owner.get("pid") and not words:
+            terminate(number)
+    if owner and record.held(folder, stale=-math.inf):  # by this machine's own process table
+        terminate(owner["pid"])
+    elif record.held(folder):
+        raise UserError(
+            f"the runner of {results} is process {owner.get('pid')} on {owner.get('host')}, which "
+            "is not seen from here; stop it there, as the user who started it."
+        )
+    end(results)
+
+
+def _owner(folder: Path) -> dict[str, Any]:
+    """What the newest lease of a folder tells of its process."""
+    leases = {path.suffix[1:]: path for path in folder.glob(".lease.*")}
+    newest = max((number for number in leases if number.isdecimal()), key=int, default=None)
+    try:
+        return json.loads(leases[newest].read_bytes()) if newest else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def main(results: Path) -> int:
     """Run what was submitted there."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
     os.environ["OMP_NUM_THREADS"] = "1"
-    folder = results / ".slurm" / "pool"
-    for _ in range(10):
+    folder, size = results / ".slurm" / "pool", Ledger(results).path.stat().st_size
+    while True:
         try:
             lease = Lease(folder, uuid.uuid4().hex[:12], beat=30.0, stale=90.0)
             with lease, stop_signals(SIGNALS, impatient=False) as stopped:
-                (folder / "pid").write_text(str(os.getpid()))
                 Pool(results).run(stopped)
             return 0
         except Busy:
-            time.sleep(1.0)  # it may be about to end, and not have seen what is new
-    log.info("another local runner is at work on %s", results)
-    return 0
+            time.sleep(TICK)  # it may be about to end, and not see what is new
+            if _has_read(results) >= size:
+                log.info("another local runner is at work on %s", results)
+                return 0
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning("%s; waiting for room", error)
+            time.sleep(PAUSE)
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -147,7 +218,11 @@ def command(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"nothing was submitted to {results}; slurm.submit does.\n")
         return 1
     if "--stop" in arguments:
-        stop(results)
+        try:
+            stop(results)
+        except UserError as error:
+            sys.stderr.write(f"{sentence(error)}\n")
+            return 1
         return 0
     return main(results)
 

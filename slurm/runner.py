@@ -17,6 +17,7 @@ from benchmark.compose import UserError
 from slurm import grid
 from slurm.cluster import restore
 from slurm.grid import ENDS, Standing, look, progress
+from slurm.job import FULL
 from slurm.launch import Refused, launch, submitting
 from slurm.ledger import Ledger
 
@@ -64,7 +65,8 @@ def repair(results: Path, cells: Sequence[str] | None = None) -> list[str]:
 
 
 def give_up(path: Path, reason: str) -> None:
-    """Record that a cell's jobs do not get on, unless one did meanwhile, or is at it."""
+    """Record that a cell's jobs do not get on, unless one did meanwhile, or is at it. Raises
+    OSError where that cannot be written."""
     directory = record.RunDirectory(path)
     try:
         with directory.lease():
@@ -80,27 +82,27 @@ def wait(
 ) -> int:
     """Until every one of these cells is at its end, resubmitting what is lost; returns the exit
     status: 1 if one failed. begin submits what is missing: runs by hand that were cut off. Held
-    jobs are told once; only a person can let them go. Raises Refused."""
+    jobs are told once; only a person can let them go. A full disk is waited for. Raises Refused."""
     told: set[str] = set()
     said = ""
     while True:
-        standings = look(results, only=cells)
-        if (line := tally(standings)) != said:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-            said = line
-        for standing in standings:
-            if standing.state == "held" and standing.cell not in told:
-                told.add(standing.cell)
-                log.warning(
-                    "%s is held (%s): scontrol release %s, or python -m slurm.cancel %s",
-                    *(standing.cell, standing.reason, standing.jobs[-1], standing.cell),
-                )
-        states = {standing.state for standing in standings}
-        if not states & {*OPEN, "missing"}:
-            ended = [standing for standing in standings if standing.state in ("done", "stale")]
-            return int(len(ended) < len({*cells}))
         try:
+            standings = look(results, only=cells)
+            if (line := tally(standings)) != said:
+                said = line
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+            for standing in standings:
+                if standing.state == "held" and standing.cell not in told:
+                    told.add(standing.cell)
+                    log.warning(
+                        "%s is held (%s): scontrol release %s, or python -m slurm.cancel %s",
+                        *(standing.cell, standing.reason, standing.jobs[-1], standing.cell),
+                    )
+            states = {standing.state for standing in standings}
+            if not states & {*OPEN, "missing"}:
+                ended = [standing for standing in standings if standing.state in ("done", "stale")]
+                return int(len(ended) < len({*cells}))
             if "lost" in states:
                 repair(results, cells)
             if "missing" in states:
@@ -111,6 +113,10 @@ def wait(
             raise
         except UserError as error:  # the scheduler is away, and may be back
             log.warning("%s", error)
+        except OSError as error:  # also of the log that this writes
+            if error.errno not in FULL:
+                raise
+            log.warning("%s; waiting for room", error)
         time.sleep(pause)
 
 

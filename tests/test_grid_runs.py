@@ -1,14 +1,18 @@
 """A grid without a cluster: planned, submitted to this machine, watched, cut off, brought to its
 end. What needs SLURM is in test_slurm.py."""
 
+import errno
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,7 @@ from slurm.cluster import Executor
 from slurm.ledger import Attempt, Ledger
 from tests import cells
 from tests.cells import SMALL, differences
+from tests.test_faults import fill
 
 WORDS = [word for word in SMALL if not word.startswith(("method=", "threads="))]
 
@@ -69,6 +74,12 @@ def states(results: Path) -> dict[str, int]:
     for standing in grid.look(results):
         found[standing.state] = found.get(standing.state, 0) + 1
     return found
+
+
+def holder(folder: Path) -> int:
+    """The process that writes a folder."""
+    newest = max(folder.glob(".lease.*"), key=lambda path: int(path.suffix[1:]))
+    return json.loads(newest.read_bytes())["pid"]
 
 
 def until(condition, seconds: float = 120) -> None:
@@ -443,10 +454,9 @@ def test_a_local_grid_survives_the_death_of_runner_and_cell(words, results, caps
     until(lambda: states(results).get("running") == 2)
     running = [s.cell for s in grid.look(results) if s.state == "running"]
     until(lambda: grid.progress(results / running[0])[0] > 0)
-    owner = json.loads(next((results / running[0]).glob(".lease.*")).read_bytes())
-    os.kill(owner["pid"], signal.SIGKILL)  # the runner starts it again
+    os.kill(holder(results / running[0]), signal.SIGKILL)  # the runner starts it again
     time.sleep(1.0)
-    os.kill(int((results / ".slurm/pool/pid").read_text()), signal.SIGKILL)
+    os.kill(holder(results / ".slurm/pool"), signal.SIGKILL)
     until(lambda: not grid.pool_lives(results))
     assert "done" in states(results) or "lost" in states(results)
     assert status.main([str(results), "--repair"]) == 0
@@ -487,6 +497,202 @@ def test_a_second_submitter_waits_for_its_turn(words, results, capsys):
         assert submitted(*words, "method=lm", "cluster=inline") == 1
     assert "is being written by process" in capsys.readouterr().err
     assert submitted(*words, "method=lm", "cluster=inline") == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "state"),
+    [
+        (lambda results: pool.command(["--stop", str(results)]), "lost"),
+        (lambda results: cancel.main([f"results_dir={results}", "all"]), "cancelled"),
+    ],
+    ids=["stop", "cancel"],
+)
+def test_cells_whose_runner_was_killed_can_be_stopped(stop, state, words, results):
+    long = [*words, "budget.steps=100000", "budget.halving.patience=1000", "method=lm"]
+    assert submitted(*long, "seed=0,1", "cluster=local") == 0
+    until(lambda: states(results) == {"running": 2})
+    until(lambda: all(record.held(results / s.cell) for s in grid.look(results)))
+    os.kill(holder(results / ".slurm/pool"), signal.SIGKILL)
+    until(lambda: not grid.pool_lives(results))
+    assert len(job.processes("slurm.job", results)) == 2
+    assert stop(results) == 0
+    until(lambda: not job.processes("slurm.job", results))
+    assert states(results) == {state: 2}
+    assert {known["status"] for _, known in record.scan(results)} == {"interrupted"}
+
+
+def test_only_what_a_local_runner_started_is_ended(words, results, monkeypatch):
+    """Not the members of a job that packs several, and no other cells than are meant."""
+    made = [("mine", "local"), ("other", "local"), ("packed", "slurm")]
+    for cell, executor in made:
+        tried = attempt(cell, cell, (0, 0))
+        tried.cluster["executor"] = executor
+        Ledger(results).intend(tried)
+    there = {n: [cell] for n, (cell, _) in enumerate(made)} | {7: ["by hand"]}
+    monkeypatch.setattr(job, "processes", lambda *_: there)
+    ended: list[int] = []
+    monkeypatch.setattr(job, "terminate", ended.append)
+    job.end(results, {"mine", "packed"})
+    assert ended == [0]
+    job.end(results)
+    assert ended == [0, 0, 1]
+
+
+def test_no_process_is_stopped_here_for_a_runner_elsewhere(words, results, capsys):
+    """Its number may be anybody's on this machine."""
+    folder = results / ".slurm" / "pool"
+    folder.mkdir(parents=True)
+    Ledger(results).cancelled([])
+    with subprocess.Popen(["sleep", "60"]) as anybody:
+        about = {"host": "elsewhere", "boot": "another", "namespace": "pid:[1]", "uid": 0}
+        lease = {**about, "pid": anybody.pid, "start": 1, "attempt": "a", "released": 0}
+        (folder / ".lease.1").write_text(json.dumps(lease))
+        (folder / "pid").write_text(str(anybody.pid))  # as older code left it
+        assert pool.command(["--stop", str(results)]) == 1
+        said = capsys.readouterr().err
+        assert "on elsewhere" in said and "stop it there" in said and said.count("\n") == 1
+        assert anybody.poll() is None
+        anybody.kill()
+
+
+@pytest.mark.parametrize("stopped_again", [False, True])
+def test_what_is_submitted_while_a_stopped_runner_saves_is_run(stopped_again, words, results):
+    """By a runner that waits for the first one's end, unless that, too, is stopped."""
+    long = [*words, "budget.steps=400", "method=lm", "cluster=local"]
+    assert submitted(*long, "seed=0") == 0 and submitted(*long, "seed=1") == 0
+    until(lambda: states(results) == {"running": 2})
+    until(lambda: len(job.processes("slurm.pool", results)) == 1)  # the first has read all
+    cells_ = list(job.processes("slurm.job", results))
+    for process in cells_:
+        os.kill(process, signal.SIGSTOP)  # they take long to save
+    try:
+        pool.stop(results)
+        assert submitted(*words, "method=lm", "seed=2,3", "cluster=local") == 0
+        time.sleep(12.0)
+        assert len(job.processes("slurm.pool", results)) == 2
+        if stopped_again:
+            pool.stop(results)
+    finally:
+        for process in cells_:
+            os.kill(process, signal.SIGCONT)
+    left = {"lost": 4} if stopped_again else {"done": 4}
+    until(lambda: not job.processes("slurm.pool", results))
+    assert states(results) == left and not job.processes("slurm.job", results)
+
+
+# A full disk -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(results) -> Iterator[Path]:
+    """A file system of 12 MB, for the results."""
+    results.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(results)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a full disk needs the right to mount one: {error}")
+    yield results
+    subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+def test_a_local_grid_waits_for_room_on_the_disk(words, results, small_disk):
+    """A cell that cannot take its lease ends neither the runner nor who waits, nor is it given
+    up."""
+    asked = [*words, "method=lm", "budget.steps=1500", "cluster=local", "cluster.attempts=1"]
+    command = [sys.executable, "-m", "slurm.submit", *asked, "--wait"]
+    waits = subprocess.Popen(command)
+    try:
+        until(lambda: any(grid.progress(results / s.cell)[0] for s in grid.look(results)))
+        (standing,) = grid.look(results)
+        os.kill(holder(results / standing.cell), signal.SIGSTOP)  # it writes no more
+        ballast = fill(results, 0)
+        os.kill(holder(results / standing.cell), signal.SIGKILL)
+        for _ in range(75):
+            time.sleep(0.2)
+            assert grid.pool_lives(results) and waits.poll() is None
+        ballast.unlink()
+        assert waits.wait(120) == 0
+    finally:
+        waits.kill()
+        waits.wait()
+    assert states(results) == {"done": 1} and len(Ledger(results).read()[0]) == 1
+    until(lambda: not grid.pool_lives(results))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_cell_waits_for_room(number, monkeypatch, tmp_path):
+    answers: list[object] = [OSError(number, "no room"), OSError(number, "no room"), "done"]
+
+    def run_stored(*_):
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(job, "run_stored", run_stored)
+    monkeypatch.setattr(job, "BUSY", 0.0)
+    assert job.one_by_one(tmp_path, ["x"], lambda: 0) == {"x": "done"}
+    answers.append(OSError(number, "no room"))
+    stops = iter([0, 1])
+    monkeypatch.setattr(job, "BUSY", 1.0)
+    assert job.one_by_one(tmp_path, ["x"], lambda: next(stops)) == {"x": "interrupted"}
+
+
+def test_a_cell_that_ends_at_once_rests_and_is_given_up_when_there_is_room(
+    words, results, monkeypatch
+):
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    tried = attempt("t", made[0][0].path("").as_posix(), (0, 0))
+    tried.cluster |= {"executor": "local", "attempts": 2}
+    Ledger(results).intend(tried)
+    begun: list[float] = []
+
+    def start(*_) -> subprocess.Popen:
+        begun.append(time.monotonic())
+        return subprocess.Popen(["false"])
+
+    refusals = [OSError(errno.ENOSPC, "no room")]
+
+    def give_up(*words) -> None:
+        if refusals:
+            raise refusals.pop()
+        runner.give_up(*words)
+
+    monkeypatch.setattr(pool, "PAUSE", 1.0)
+    monkeypatch.setattr(pool, "start", start)
+    monkeypatch.setattr(pool, "give_up", give_up)
+    pool.Pool(results).run(lambda: 0)
+    assert states(results) == {"failed": 1}
+    assert "3 runs in a row" in str(grid.look(results)[0].reason)
+    assert len(begun) == 3 and min(b - a for a, b in pairwise(begun)) >= 1.0
+
+
+def test_a_local_runner_begins_when_there_is_room(results, monkeypatch):
+    Ledger(results).cancelled([])
+    blows, acquire = [OSError(errno.ENOSPC, "no room")], Lease.acquire
+
+    def strike(self) -> None:
+        if blows:
+            raise blows.pop()
+        acquire(self)
+
+    ran = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(Lease, "acquire", strike)
+    monkeypatch.setattr(pool, "PAUSE", 0.0)
+    monkeypatch.setattr(pool.Pool, "run", lambda self, _: ran.append(1))
+    assert pool.main(results) == 0 and ran == [1]
+
+
+def test_who_waits_outlasts_a_disk_without_room_for_what_it_says(words, results, monkeypatch):
+    assert submitted(*words, "method=lm", "cluster=inline") == 0
+    names = [standing.cell for standing in grid.look(results)]
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        ended = runner.wait(results, names, lambda: None, pause=0.0)
+    assert ended == 0  # and only to close the file was an error
 
 
 # Runs by hand, which are waited for ---------------------------------------------------------------
@@ -555,6 +761,7 @@ def test_who_waits_runs_nothing_that_another_has_submitted(cut_off, words, resul
     [
         (record.Busy("another process submits"), 0, ""),
         (compose.UserError("SLURM does not answer."), 0, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 0, ""),
         (launch.Refused("SLURM refuses the job."), 1, "SLURM refuses the job.\n"),
         (KeyboardInterrupt(), 130, "the same command waits for it again\n"),
     ],
@@ -562,8 +769,8 @@ def test_who_waits_runs_nothing_that_another_has_submitted(cut_off, words, resul
 def test_what_strikes_who_takes_over_a_run_by_hand(
     struck, status, said, cut_off, results, monkeypatch, capsys
 ):
-    """Another submitter and a scheduler that is away are waited for. What ends the command leaves
-    the right to submit to the next one."""
+    """Another submitter, a scheduler that is away and a full disk are waited for. What ends the
+    command leaves the right to submit to the next one."""
     here, blows = submit.launch, [struck]
 
     def strike(results: Path, cells: list[str], *arguments, **more) -> None:
