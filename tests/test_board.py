@@ -682,7 +682,7 @@ def test_a_stalled_run_does_not_move_the_seconds(tmp_path: Path):
     unknown = pytest.approx(math.nan, nan_ok=True)
     assert found == {"seconds": (27.0, unknown), "tokens_per_second": (2000.0, unknown)}
     text, _ = written(tmp_path)
-    assert "| 27 |" in text and "**s**: seconds of\ntraining, the median" in text
+    assert "| 27 |" in text and "**s**:\nseconds of training, the median" in text
     means = {term["name"]: term["means"] for term in page.glossary()}
     assert all("median" in means[name] for name in ("s", "tokens/s"))
 
