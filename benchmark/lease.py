@@ -6,6 +6,7 @@ Nothing here locks: flock does not hold on NFS. Temporary names carry the attemp
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -196,22 +197,32 @@ class Lease:
             return None
 
 
+def holder(folder: Path) -> dict[str, Any]:
+    """What the newest lease of a directory says of its process (`host`, `pid`) and of itself
+    (`released`); nothing if there is none."""
+    return _look(folder)[0]
+
+
 def held(folder: Path, stale: float = 90.0) -> bool:
     """Whether somebody holds a directory's lease, as far as one look tells: where its process
     cannot be seen, whether it has beaten within `stale` s by the clocks of both."""
-    if not folder.is_dir():
-        return False
-    names = (path.name.removeprefix(".lease.") for path in folder.glob(".lease.*"))
-    number = max((int(name) for name in names if name.isdecimal()), default=0)
-    path = folder / f".lease.{number}"
-    try:
-        owner, beat = _owner(path.read_bytes()), path.stat().st_mtime
-    except FileNotFoundError:
-        return False
+    owner, beat = _look(folder)
     lives = _lives(owner)
     if owner.get("released") or lives is False:
         return False
     return bool(lives) or time.time() - beat < stale
+
+
+def _look(folder: Path) -> tuple[dict[str, Any], float]:
+    """Who made a directory's newest lease, and its last beat, s by its file's clock; if there is
+    none, nobody, and for ever ago."""
+    names = (path.name.removeprefix(".lease.") for path in folder.glob(".lease.*"))
+    number = max((int(name) for name in names if name.isdecimal()), default=0)
+    path = folder / f".lease.{number}"
+    try:
+        return _owner(path.read_bytes()), path.stat().st_mtime
+    except FileNotFoundError:
+        return {}, -math.inf
 
 
 def _process(pid: int) -> dict[str, Any]:

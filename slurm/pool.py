@@ -7,7 +7,6 @@ on with slurm.status --repair, or with the same submission. A second runner wait
 has read what was submitted, or has ended: one that was stopped reads no more.
 """
 
-import json
 import logging
 import math
 import os
@@ -19,11 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from benchmark import record
 from benchmark.compose import UserError, sentence
-from benchmark.lease import Busy, Lease
+from benchmark.lease import Busy, Lease, held, holder
 from benchmark.run import stop_signals
 from slurm.cluster import Cluster, Executor, restore
 from slurm.grid import progress
@@ -160,28 +158,18 @@ def stop(results: Path) -> None:
     """Have the runner at work on these results, those that wait for its end, and their cells save
     and end, also cells whose runner was killed. Raises UserError where it runs elsewhere."""
     folder = results / ".slurm" / "pool"
-    owner = _owner(folder)
+    owner = holder(folder)
     for number, words in processes("slurm.pool", results).items():
         if number != owner.get("pid") and not words:
             terminate(number)
-    if owner and record.held(folder, stale=-math.inf):  # by this machine's own process table
+    if owner and held(folder, stale=-math.inf):  # by this machine's own process table
         terminate(owner["pid"])
-    elif record.held(folder):
+    elif held(folder):
         raise UserError(
             f"the runner of {results} is process {owner.get('pid')} on {owner.get('host')}, which "
             "is not seen from here; stop it there, as the user who started it."
         )
     end(results)
-
-
-def _owner(folder: Path) -> dict[str, Any]:
-    """What the newest lease of a folder tells of its process."""
-    leases = {path.suffix[1:]: path for path in folder.glob(".lease.*")}
-    newest = max((number for number in leases if number.isdecimal()), key=int, default=None)
-    try:
-        return json.loads(leases[newest].read_bytes()) if newest else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def main(results: Path) -> int:

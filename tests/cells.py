@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,31 @@ def spent_by_children() -> float:
     """Seconds of processor time of all processes that have ended: a busy machine adds none."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[None]:
+    """12 MB of memory as a disk, at a folder that it makes."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a full disk needs the right to mount one: {error}")
+    try:
+        yield
+    finally:  # at once, whoever still has a file open there
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Fill a disk up to so many bytes."""
+    ballast = folder / "ballast"
+    with ballast.open("wb") as file:
+        free = os.statvfs(folder)
+        file.truncate(0)
+        file.write(bytes(max(0, free.f_bavail * free.f_frsize - leave)))
+    return ballast
 
 
 class Killed(BaseException):

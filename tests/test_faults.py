@@ -22,7 +22,16 @@ from benchmark.record import RunDirectory
 from benchmark.tensors import Damaged, read_tensors
 from benchmark.train import Trainer
 from tests import cells
-from tests.cells import SMALL, differences, found, result, run, stop_when
+from tests.cells import (
+    SMALL,
+    differences,
+    fill,
+    found,
+    result,
+    run,
+    small_file_system,
+    stop_when,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -388,24 +397,8 @@ def test_a_bug_in_a_method_is_told_and_kept(uncut, monkeypatch, warnings):
 def small_disk(uncut, tmp_path) -> Iterator[Path]:
     """A file system of 12 MB."""
     folder = uncut[0] / f"{tmp_path.name}-disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a full disk needs the right to mount one: {error}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """Fill a disk up to so many bytes."""
-    ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        free = os.statvfs(folder)
-        file.truncate(0)
-        file.write(bytes(max(0, free.f_bavail * free.f_frsize - leave)))
-    return ballast
+    with small_file_system(folder):
+        yield folder
 
 
 FULL = {

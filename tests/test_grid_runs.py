@@ -19,7 +19,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmark import compose, record, run
-from benchmark.lease import Lease
+from benchmark.lease import Lease, holder
 from slurm import (
     cancel,
     cluster,
@@ -38,8 +38,7 @@ from slurm import (
 from slurm.cluster import Executor
 from slurm.ledger import Attempt, Ledger
 from tests import cells
-from tests.cells import SMALL, differences
-from tests.test_faults import fill
+from tests.cells import SMALL, differences, fill, small_file_system
 
 WORDS = [word for word in SMALL if not word.startswith(("method=", "threads="))]
 
@@ -76,10 +75,9 @@ def states(results: Path) -> dict[str, int]:
     return found
 
 
-def holder(folder: Path) -> int:
+def writer(folder: Path) -> int:
     """The process that writes a folder."""
-    newest = max(folder.glob(".lease.*"), key=lambda path: int(path.suffix[1:]))
-    return json.loads(newest.read_bytes())["pid"]
+    return holder(folder)["pid"]
 
 
 def until(condition, seconds: float = 120) -> None:
@@ -454,9 +452,9 @@ def test_a_local_grid_survives_the_death_of_runner_and_cell(words, results, caps
     until(lambda: states(results).get("running") == 2)
     running = [s.cell for s in grid.look(results) if s.state == "running"]
     until(lambda: grid.progress(results / running[0])[0] > 0)
-    os.kill(holder(results / running[0]), signal.SIGKILL)  # the runner starts it again
+    os.kill(writer(results / running[0]), signal.SIGKILL)  # the runner starts it again
     time.sleep(1.0)
-    os.kill(holder(results / ".slurm/pool"), signal.SIGKILL)
+    os.kill(writer(results / ".slurm/pool"), signal.SIGKILL)
     until(lambda: not grid.pool_lives(results))
     assert "done" in states(results) or "lost" in states(results)
     assert status.main([str(results), "--repair"]) == 0
@@ -512,7 +510,7 @@ def test_cells_whose_runner_was_killed_can_be_stopped(stop, state, words, result
     assert submitted(*long, "seed=0,1", "cluster=local") == 0
     until(lambda: states(results) == {"running": 2})
     until(lambda: all(record.held(results / s.cell) for s in grid.look(results)))
-    os.kill(holder(results / ".slurm/pool"), signal.SIGKILL)
+    os.kill(writer(results / ".slurm/pool"), signal.SIGKILL)
     until(lambda: not grid.pool_lives(results))
     assert len(job.processes("slurm.job", results)) == 2
     assert stop(results) == 0
@@ -586,14 +584,8 @@ def test_what_is_submitted_while_a_stopped_runner_saves_is_run(stopped_again, wo
 @pytest.fixture
 def small_disk(results) -> Iterator[Path]:
     """A file system of 12 MB, for the results."""
-    results.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(results)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a full disk needs the right to mount one: {error}")
-    yield results
-    subprocess.run(["umount", "--lazy", str(results)], check=True)
+    with small_file_system(results):
+        yield results
 
 
 def test_a_local_grid_waits_for_room_on_the_disk(words, results, small_disk):
@@ -605,9 +597,9 @@ def test_a_local_grid_waits_for_room_on_the_disk(words, results, small_disk):
     try:
         until(lambda: any(grid.progress(results / s.cell)[0] for s in grid.look(results)))
         (standing,) = grid.look(results)
-        os.kill(holder(results / standing.cell), signal.SIGSTOP)  # it writes no more
+        os.kill(writer(results / standing.cell), signal.SIGSTOP)  # it writes no more
         ballast = fill(results, 0)
-        os.kill(holder(results / standing.cell), signal.SIGKILL)
+        os.kill(writer(results / standing.cell), signal.SIGKILL)
         for _ in range(75):
             time.sleep(0.2)
             assert grid.pool_lives(results) and waits.poll() is None
