@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ class Busy(RuntimeError):
 
 class LeaseLost(RuntimeError):
     """The run directory is not, or no longer, this process's to write."""
+
+
+_given_back = set[str]()
+"""The leases that this process has released, of which a full disk may not take note."""
 
 
 def temporary_path(target: Path, attempt: str) -> Path:
@@ -82,6 +87,7 @@ class Lease:
     def __init__(self, folder: Path, attempt: str, beat: float, stale: float) -> None:
         self.folder, self.attempt, self.beat, self.stale = folder, attempt, beat, stale
         self.number = 0
+        self._id = uuid.uuid4().hex[:12]
         self._process = _process(os.getpid())
         self._count = 0
         self._file = -1
@@ -135,6 +141,7 @@ class Lease:
         self._thread.join()
         self._thread = None
         self.number = 0
+        _given_back.add(self._id)
         with contextlib.suppress(OSError):
             self._mark(released=True)
         os.close(self._file)
@@ -180,7 +187,7 @@ class Lease:
 
     def _content(self, released: bool = False) -> bytes:
         """Of one length for all counts, because it is overwritten in place."""
-        state = {"attempt": self.attempt, "released": int(released), "count": f"{self._count:09d}"}
+        state = {"lease": self._id, "released": int(released), "count": f"{self._count:09d}"}
         return (json.dumps(self._process | state) + "\n").encode()
 
     def _path(self, number: int) -> Path:
@@ -251,7 +258,10 @@ def _owner(content: bytes | None) -> dict[str, Any]:
 
 
 def _lives(owner: Mapping[str, Any]) -> bool | None:
-    """Whether a lease's process is running; None where that cannot be seen from here."""
+    """Whether a lease's process is running and wants it; None where that cannot be seen from
+    here."""
+    if owner.get("lease") in _given_back:
+        return False
     if not isinstance(owner.get("pid"), int) or not owner.get("boot"):
         return None
     now = _process(owner["pid"])

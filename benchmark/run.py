@@ -160,10 +160,16 @@ def run_stored(path: Path, stop_requested: Callable[[], bool]) -> str:
         device = cells.choose_device(config)
         corpus = cells.gather(config)
     except (compose.UserError, DataError) as error:
-        with directory.lease():
-            directory.write(status="failed", reason=compose.sentence(error))
-        return "failed"
-    return cells.run_cell(directory, config, corpus, device, stop_requested)
+        reason = compose.sentence(error)
+    except OSError as error:
+        if error.errno not in OF_THE_PLACE:
+            raise
+        reason = _unwritable(error)
+    else:
+        return cells.run_cell(directory, config, corpus, device, stop_requested)
+    with directory.lease():
+        directory.write(status="failed", reason=reason)
+    return "failed"
 
 
 def run_one(config: DictConfig, method: str, overridden: list[str]) -> int:
@@ -250,7 +256,11 @@ def told(work: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in OF_THE_PLACE:
             raise
-        return _refuse(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+        return _refuse(_unwritable(error))
+
+
+def _unwritable(error: OSError) -> str:
+    return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
 
 
 def free(folder: Path) -> Path:

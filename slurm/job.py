@@ -26,9 +26,9 @@ from slurm.ledger import History, Ledger
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-BUSY = 5.0  # s between two tries at a cell that another process writes, or has no room to be
+BUSY = 5.0  # s between two tries at a cell that another process writes, or the disk has no room for
 FULL = {errno.ENOSPC, errno.EDQUOT}
-"""Errors of a disk without room, which somebody will make."""
+"""Errors that say that a disk has no room left; they are waited out."""
 
 
 class Job(Checkpointable):
@@ -134,15 +134,19 @@ def start(results: Path, cell: str) -> subprocess.Popen:
 
 
 def processes(module: str, results: Path) -> dict[int, list[str]]:
-    """This machine's processes `python -m MODULE RESULTS ...`: their numbers, and further words."""
+    """This user's processes `python -m MODULE RESULTS ...` on this machine: their numbers, and
+    further words."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is another user's
-            _, *words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
-            if words[:2] != ["-m", module] or len(words) < 4:
+        with suppress(OSError, ValueError):  # it has ended, or is no such process
+            if process.stat().st_uid != os.getuid():
                 continue
-            if os.path.samefile(process / "cwd" / words[2], results):
-                found[int(process.name)] = words[3:-1]
+            words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
+            place, *more = words[words.index(module) + 1 :]
+            if words[words.index(module) - 1] == "-m" and os.path.samefile(
+                process / "cwd" / place, results
+            ):
+                found[int(process.name)] = more
     return found
 
 
@@ -160,7 +164,7 @@ def end(results: Path, cells: Container[str] | None = None) -> None:
 
 def terminate(number: int) -> None:
     """Have a process of this machine save and end, if it has not ended."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # the number may be another's by now
         os.kill(number, signal.SIGTERM)
 
 
@@ -176,7 +180,8 @@ def _forget_torn_result() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; the exit status tells whether every cell came to an end."""
+    """The command; returns the exit status, 0 if it has a status of every cell: also of one that
+    was told to save, or has failed."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     with stop_signals(SIGNALS, impatient=False) as stopped:
         found = one_by_one(Path(arguments[0]), arguments[1:], stopped)

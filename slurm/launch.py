@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from shlex import quote
@@ -175,6 +175,11 @@ def _submit(
             time.sleep(wait)
             wait = min(2 * wait, 60.0)
             _forget(attempt.token, deadline)
+        except OSError as error:  # of submitit's files, before or after it asked
+            _forget(attempt.token, deadline)
+            with suppress(OSError):
+                ledger.refused(attempt.token, str(error))
+            raise
         else:
             number = made[0].job_id.partition("_")[0]
             ledger.submitted(attempt.token, number)
@@ -251,13 +256,20 @@ def _executor(
 
 
 def _snapshot(results: Path) -> Path:
-    """A copy of the code, which later edits leave alone."""
+    """A copy of the code, which later edits leave alone. Raises OSError, and leaves no half."""
     target = (
         results / ".slurm" / "code" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     )
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("benchmark", "methods", "slurm", "configs"):
-        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    try:
+        for name in ("benchmark", "methods", "slurm", "configs"):
+            for file in (ROOT / name).rglob("*"):
+                if file.is_file() and file.suffix != ".pyc":
+                    copy = target / file.relative_to(ROOT)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(file, copy)
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     return target
 
 

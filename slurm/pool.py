@@ -131,7 +131,8 @@ class Pool:
                     self.give_up(cell, f"{n} runs in a row ended without a step")
 
     def give_up(self, cell: str, reason: str) -> None:
-        """Record that a cell does not get on; without room for that it is tried once more."""
+        """Record that a cell does not get on; without room for that the cell is run again, and
+        given up when that, too, has ended."""
         try:
             give_up(self.results / cell, reason)
             del self.fruitless[cell]
@@ -160,7 +161,7 @@ def stop(results: Path) -> None:
     folder = results / ".slurm" / "pool"
     owner = holder(folder)
     for number, words in processes("slurm.pool", results).items():
-        if number != owner.get("pid") and not words:
+        if not words:
             terminate(number)
     if owner and held(folder, stale=-math.inf):  # by this machine's own process table
         terminate(owner["pid"])

@@ -408,6 +408,50 @@ def test_what_cannot_be_prepared_on_the_node_fails_with_the_reason(words, result
     assert known and "cannot be written to" in known["reason"]
 
 
+def test_a_disk_of_data_without_room_fails_a_cell_with_the_reason(words, results, monkeypatch):
+    """Only where the cell's own disk has none is there nothing to do but wait."""
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/train.npy")
+
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    path = made[0][0].path(results)
+    monkeypatch.setattr("benchmark.cell.gather", no_room)
+    with monkeypatch.context() as patch:
+        patch.setattr(record.RunDirectory, "write", no_room)
+        with pytest.raises(OSError, match="No space"):
+            run.run_stored(path, lambda: False)
+    assert run.run_stored(path, lambda: False) == "failed"
+    known = record.RunDirectory(path).read()
+    assert known and known["status"] == "failed"
+    assert known["reason"] == "/data/train.npy cannot be written: No space left on device"
+
+
+def test_a_copy_of_the_code_is_whole_or_not_there(tmp_path, monkeypatch):
+    copied = launch._snapshot(tmp_path)
+    tracked = subprocess.run(
+        ["git", "ls-files", "benchmark", "methods", "slurm", "configs"],
+        capture_output=True,
+        text=True,
+        cwd=launch.ROOT,
+    )
+    for name in tracked.stdout.split():
+        assert (copied / name).read_bytes() == (launch.ROOT / name).read_bytes()
+    copy, room = shutil.copy2, iter([True] * 20)
+
+    def copy2(source, target):
+        if not next(room, False):
+            raise OSError(errno.ENOSPC, "no room", str(target))
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copy2", copy2)
+    with pytest.raises(OSError, match="no room") as raised:
+        launch._snapshot(tmp_path)
+    assert raised.value.errno == errno.ENOSPC  # what who waits waits out
+    assert list((tmp_path / ".slurm" / "code").iterdir()) == [copied]
+
+
 def test_a_stale_result_is_run_again_and_kept(words, results, monkeypatch):
     assert submitted(*words, "method=lm", "cluster=inline") == 0
     monkeypatch.setattr(grid, "RESULT_VERSION", 2)
@@ -536,6 +580,37 @@ def test_only_what_a_local_runner_started_is_ended(words, results, monkeypatch):
     assert ended == [0, 0, 1]
 
 
+def test_processes_are_told_apart_by_results_and_by_module(tmp_path, monkeypatch):
+    """Whatever they call the folder, and whatever Python is told before the module."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "probe.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    asked = {
+        "mine": ["-m", "probe", "mine", "a", "b"],
+        "absolute": ["-m", "probe", str(tmp_path / "mine")],
+        "linked": ["-X", "utf8", "-m", "probe", "link"],
+        "elsewhere": ["-m", "probe", "other"],
+        "gone": ["-m", "probe", "nowhere"],
+        "bare": ["-m", "probe"],
+        "file": ["probe.py", "mine"],
+    }
+    started = {
+        name: subprocess.Popen([sys.executable, *words], cwd=tmp_path)
+        for name, words in asked.items()
+    }
+    try:
+        found = job.processes("probe", tmp_path / "mine")
+        wanted = {"mine": ["a", "b"], "absolute": [], "linked": []}
+        assert found == {started[name].pid: more for name, more in wanted.items()}
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        assert job.processes("probe", tmp_path / "mine") == {}
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
 def test_no_process_is_stopped_here_for_a_runner_elsewhere(words, results, capsys):
     """Its number may be anybody's on this machine."""
     folder = results / ".slurm" / "pool"
@@ -543,7 +618,7 @@ def test_no_process_is_stopped_here_for_a_runner_elsewhere(words, results, capsy
     Ledger(results).cancelled([])
     with subprocess.Popen(["sleep", "60"]) as anybody:
         about = {"host": "elsewhere", "boot": "another", "namespace": "pid:[1]", "uid": 0}
-        lease = {**about, "pid": anybody.pid, "start": 1, "attempt": "a", "released": 0}
+        lease = {**about, "pid": anybody.pid, "start": 1, "lease": "a", "released": 0}
         (folder / ".lease.1").write_text(json.dumps(lease))
         (folder / "pid").write_text(str(anybody.pid))  # as older code left it
         assert pool.command(["--stop", str(results)]) == 1

@@ -1,5 +1,6 @@
 """The run directory under kills, rivals, torn lines and wrong content."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -322,6 +323,25 @@ def test_a_live_holder_is_left_alone(run: RunDirectory, caplog: pytest.LogCaptur
     with RunDirectory(run.path).lease(**LATE):
         assert not caplog.text  # one that was released is free at once
     assert len(list(run.path.glob(".lease.*"))) == 1
+
+
+def test_a_disk_too_full_to_note_a_release_locks_nobody_out(run: RunDirectory, monkeypatch):
+    """Copy-on-write file systems have no room to write even in place."""
+
+    def no_room(*_) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    ours = run.lease(**LATE)
+    ours.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_room)
+        ours.release()
+    assert not lease.holder(run.path)["released"] and not lease.held(run.path)
+    with run.lease(**LATE) as again:  # of the same attempt
+        again.check()
+        assert lease.held(run.path)
+        with pytest.raises(Busy):
+            RunDirectory(run.path).lease(**LATE).acquire()
 
 
 @pytest.mark.parametrize("key", ["host", "boot", "namespace", "uid"])

@@ -1,6 +1,7 @@
 """The grid on a real SLURM cluster, and whatever strikes it there: in the end every cell is done,
 every record valid, and every result that of a calm run to the bit."""
 
+import errno
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from benchmark import record
 from slurm import cancel, grid, queue, runner, status, submit
@@ -433,6 +435,31 @@ exit 1
         struck.box.set_node(node, "resume")
     struck.finish()
     assert struck.attempts() == 1
+
+
+def test_a_disk_without_room_for_jobs_counts_no_job_as_lost(struck, monkeypatch, capsys):
+    """Neither before SLURM is asked, nor when it has taken a job whose files then have no room."""
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "no room")
+
+    asked = [*words(struck.results, struck.data), *GRID, *CLUSTER]
+    for node in struck.box.nodes:
+        struck.box.set_node(node, "drain")
+    for method in ("dump", "move_temporary_file"):
+        of = DelayedSubmission if method == "dump" else JobPaths
+        with monkeypatch.context() as patch:
+            patch.setattr(of, method, no_room)
+            assert submit.main(asked) == 1
+        assert capsys.readouterr().err == "a file cannot be written: no room.\n"
+        assert not struck.box.jobs()
+    attempts, histories = Ledger(struck.results).read()
+    assert {attempt.refused for attempt in attempts.values()} == {"[Errno 28] no room"}
+    for history in histories.values():
+        assert history.fruitless((0, 0)) == 0
+    for node in struck.box.nodes:
+        struck.box.set_node(node, "resume")
+    struck.finish()
 
 
 def test_without_accounting_and_with_small_arrays(
