@@ -42,7 +42,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLUGINS = "collapse_benchmark.methods"  # entry-point group of methods from other packages
 GROUPS = ("method", "dataset", "model", "budget")
 FIXED = ("method.name", "budget.name", "method.paper", "method.aim")  # a file's own, not a word's
-LENGTH = ("budget.epochs", "budget.steps")  # of training: one of them
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
@@ -577,8 +576,8 @@ def _apply_paper(
         return
     for key, value in _leaves(paper):
         key = key if key.startswith("budget.") else f"method.{key}"
-        if key in LENGTH and any(o in LENGTH for o in overridden):
-            continue
+        if key == "budget.steps" and "budget.epochs" in overridden and composed.budget.epochs:
+            continue  # training has one length
         said = (f"{o}." for o in overridden)
         if not any(f"{key}.".startswith(o) or o.startswith(f"{key}.") for o in said):
             OmegaConf.update(composed, key, value, force_add=True)

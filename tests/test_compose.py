@@ -96,12 +96,49 @@ def test_a_schedule_has_the_length_of_its_paper(ready, method, epochs, steps, ra
         assert found.method.ramp * cycle == pytest.approx(ramp)
 
 
-def test_a_word_for_the_length_takes_the_place_of_a_papers(ready):
-    """Epochs and steps are alternatives: neither word leaves the paper's other one behind."""
-    ours = config("method=coupled_vae", "budget=paper", "budget.epochs=5").budget
-    assert (ours.epochs, ours.steps) == (5, None)
-    ours = config("method=coupled_vae", "budget=paper", "budget.steps=7", "budget.epochs=null")
-    assert (ours.budget.epochs, ours.budget.steps) == (None, 7)
+@pytest.mark.parametrize(
+    ("words", "epochs", "steps"),
+    [
+        (["method=coupled_vae"], None, 60_000),
+        (["method=coupled_vae", "budget.epochs=5"], 5, None),
+        (["method=coupled_vae", "budget.epochs=null"], None, 60_000),
+        (["method=coupled_vae", "budget.steps=7"], None, 7),
+        (["method=vmf_vae"], 200, None),
+        (["method=vmf_vae", "budget.epochs=5"], 5, None),
+        (["method=vmf_vae", "budget.steps=null"], 200, None),
+        (["method=vmf_vae", "budget.steps=7", "budget.epochs=null"], None, 7),
+    ],
+)
+def test_a_word_for_the_length_takes_the_place_of_a_papers(ready, words, epochs, steps):
+    """Epochs and steps are alternatives: a word for one leaves the paper's other behind, and none
+    of them takes the paper's away."""
+    ours = config(*words, "budget=paper").budget
+    assert (ours.epochs, ours.steps) == (epochs, steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [
+        ("bn_vae", {"method.epsilon": 1e-5, "method.torch_init": True, "halving.patience": 5}),
+        ("control_vae", {"method.target": 2.0, "method.ki": 1e-4}),
+        ("du_vae", {"method.ramp": 0.1, "method.torch_init": True, "halving.patience": 5}),
+        ("free_bits", {"learning_rate": 0.5, "halving.patience": 5}),
+        ("geco", {"method.momentum": 0.99}),
+        ("mdr", {"method.start": 1.01, "batch_size": 64, "clip": 1.5, "optimiser": "adam"}),
+        ("pretrain_free_bits", {"method.pretrain": 0.5, "epochs": 200, "learning_rate": 0.5}),
+        ("sa_vae", {"method.svi_steps": 20, "method.ramp": 0.3, "epochs": 30, "halving.most": 6}),
+        ("soft_free_bits", {"method.increment": 0.1}),
+        ("twr_vae", {"epochs": 1000, "batch_size": 64, "learning_rate": 1e-4, "clip": 1e6}),
+        ("vmf_vae", {"batch_size": 20, "learning_rate": 1e-4, "clip": 0.25, "halving": None}),
+    ],
+)
+def test_a_paper_holds_what_its_code_does(ready, method, wanted):
+    """As the papers and their released code have it, by `methods/README.md`."""
+    found = config(f"method={method}", "budget=paper")
+    for key, value in wanted.items():
+        place = key if key.startswith("method.") else f"budget.{key}"
+        known = OmegaConf.select(found, place)
+        assert getattr(known, "value", known) == value, key
 
 
 def test_the_command_line_wins_over_a_paper(ready):
