@@ -659,8 +659,7 @@ def _standing(
         interval=stratified_bootstrap(scores, interquartile_mean),
         over_plain=_improvement(scores, None if name == PLAIN else [np.zeros(1)] * len(scores)),
         over_model=_improvement(
-            _nlls(name, compared[name], found),
-            _nlls(LANGUAGE_MODEL, model, found) if model else None,
+            _nlls(name, found), _nlls(LANGUAGE_MODEL, found) if model else None
         ),
         carried=sum(bool(row and plain and may_win(row.about, plain.about)) for row, plain in rows),
         profile=tuple(performance_profile(scores, THRESHOLDS).tolist()),
@@ -672,13 +671,10 @@ def _standing(
     )
 
 
-def _nlls(name: str, scores: list[dict[int, float]], found: Sequence[Board]) -> list[Array]:
-    """Of each data set a row's NLLs, of the seeds that have a score."""
+def _nlls(name: str, found: Sequence[Board]) -> list[Array]:
+    """Of each data set a row's NLLs, those of seeds that no plain VAE has too."""
     rows = [next(row for row in board.rows if row.name == name) for board in found]
-    outcomes = [row.outcomes("test") for row in rows]
-    return [
-        np.array([nll[seed] for seed in seeds]) for nll, seeds in zip(outcomes, scores, strict=True)
-    ]
+    return [np.array([*row.outcomes("test").values()]) for row in rows]
 
 
 def _arrays(scores: list[dict[int, float]]) -> list[Array]:

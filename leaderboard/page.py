@@ -35,6 +35,7 @@ from leaderboard.report import (
     UNKNOWN,
     View,
     across,
+    called,
     commits,
     number,
     significance,
@@ -157,6 +158,7 @@ def _board(board: Board, tested: pd.DataFrame, plots: Sequence[Plot]) -> dict[st
         rows.append(
             {
                 "name": printable(row.name),
+                "called": printable(called(row)),
                 "best": row.best,
                 "stale": row.stale,
                 "tint": tint,
@@ -205,7 +207,7 @@ def _diagnoses(board: Board) -> list[dict[str, Any]]:
                 with suppress(*beside.DAMAGE):
                     of = f"{row.name}, {board.dataset}"
                     body = Markup(diagnosed.fragment(record, key, of, DRAWN))
-                    found.append({"name": printable(row.name), "seed": seed, "body": body})
+                    found.append({"name": printable(called(row)), "seed": seed, "body": body})
                     break
     return found
 
@@ -475,7 +477,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         for sample in row["written"]:
             texts = groups.setdefault((sample["kind"], sample["source"]), {})
-            texts.setdefault(row["name"], []).append(sample["text"])
+            texts.setdefault(row["called"], []).append(sample["text"])
     return [
         {"kind": kind, "source": source, "texts": list(texts.items())}
         for (kind, source), texts in sorted(groups.items(), key=lambda group: group[0][0])
@@ -506,7 +508,7 @@ def _published(
             )
             found.append(
                 (
-                    *(row.name, MEASURES.get(printed["metric"], printed["metric"])),
+                    *(called(row), MEASURES.get(printed["metric"], printed["metric"])),
                     f"{printed['value']:g}",
                     number(*row.means.get(metric, (math.nan, math.nan))),
                     *(printed[name] for name in ("paper", "table", "model", "status")),

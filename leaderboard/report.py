@@ -89,12 +89,13 @@ ACROSS = """\
 The variants that have been run on all of: {}.
 
 Score: NLL less the plain VAE's of the same seed, in nats a token, below zero is better; a run that
-diverged is infinitely bad. **mean**: interquartile, of all runs, with the 95 % interval of a
-bootstrap of each data set's seeds, too narrow where they are few. **better than**: the chance that
-a run's NLL is lower, with its interval; than that of the `vae` of the same seed, than that of any
-`lm`. **carried**: on how many data sets the estimates carry the difference from `vae`. **≤**: the
-share of runs with no higher score. **missing**: seeds that others were run with. In means, chances
-and shares data sets weigh alike, however many their runs.
+diverged is infinitely bad. **mean**: interquartile, of all runs, the quarters rounded down to whole
+runs, with the 95 % interval of a bootstrap of each data set's seeds, too narrow where they are few.
+**better than**: the chance that a run's NLL is lower, with its interval; than that of the `vae` of
+the same seed, than that of any `lm`. **carried**: on how many data sets the estimates carry the
+difference from `vae`. **≤**: the share of runs with no higher score. **missing**: seeds without a
+score, for lack of the run or of its `vae`. In means, chances and shares data sets weigh alike,
+however many their runs.
 """
 
 
@@ -266,7 +267,7 @@ def _at_cost(board: Board) -> View:
     return View("At equal cost", AT_COST, head, lines)
 
 
-def _called(row: Row) -> str:
+def called(row: Row) -> str:
     return row.name + (" (stale)" if row.stale else "")
 
 
@@ -291,7 +292,7 @@ def _diagnosed(board: Board) -> Iterable[View]:
         kinds = [_at(known, "residuals", kind, "ratio") for kind in ("unigram", "bigram")]
         lines.append(
             [
-                *(_called(row), str(len(known)), ", ".join(told) or UNKNOWN),
+                *(called(row), str(len(known)), ", ".join(told) or UNKNOWN),
                 *(number(*interval(values)) for values in (*sums, *code)),
                 _told(_at(known, "lag", "encoder", "elbo", -1, 0), known, "lag", "verdict"),
                 _told([*map(max, *kinds)], known, "residuals", "verdict"),
@@ -309,7 +310,7 @@ def _written(board: Board) -> Iterable[View]:
         for cell in row.done:
             if found := beside.generation(cell["path"]):
                 key = tuple(found["settings"][name] for name in beside.SETTINGS)
-                asked.setdefault(key, {}).setdefault(_called(row), []).append(found)
+                asked.setdefault(key, {}).setdefault(called(row), []).append(found)
     for key, rows in sorted(asked.items()):
         of = dict(zip(beside.SETTINGS, key, strict=True))
         real = [found for each in rows.values() for found in each]
@@ -441,7 +442,7 @@ def tex(found: Sequence[Board]) -> str:
         lines = [f"% {board.dataset}", f"\\begin{{tabular}}{{lr{'r' * len(shown)}l}}", r"\toprule"]
         lines += [" & ".join(heads) + r" \\", r"\midrule"]
         for row in board.rows:
-            name = _called(row).translate(TEX)
+            name = called(row).translate(TEX)
             values = [number(*row.means[name_], style="tex") for name_ in shown]
             first = f"\\textbf{{{name}}}" if row.best else name
             lines.append(" & ".join([first, str(len(row.done)), *values, row.groups]) + r" \\")

@@ -15,7 +15,7 @@ from leaderboard.__main__ import main
 from leaderboard.board import boards
 from leaderboard.load import load_cells
 from tests.records import MODEL, WRITTEN, full, lay
-from tests.test_board import grid, run
+from tests.test_board import grid, outdate, run
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'and' `ticks` {{ 7*7 }} </style>"
 VOID = {"meta", "input", "link", "br", "hr", "img"}
@@ -243,6 +243,11 @@ def test_a_published_figure_stands_beside_ours_with_the_reason(tmp_path: Path):
     assert {line[4] for line in lines} == {*papers["paper"]}
     assert all(line[0] == "kl_annealing" and line[-1] for line in lines)  # each has its reason
     assert {line[3] for line in lines if line[1] == "-ELBO"} == {"102.00"}
+    outdate(next(tmp_path.rglob("run.json")))
+    (board,) = boards(load_cells([tmp_path]))
+    board.name = "ptb"
+    lines = page._published(board, trail, {row.id: {"sizes": {}} for row in board.rows})
+    assert lines and {line[0] for line in lines} == {"kl_annealing (stale)"}
 
 
 def test_an_exact_bound_of_a_paper_stands_beside_our_exact_likelihood(tmp_path: Path):
