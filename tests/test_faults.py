@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from benchmark import record
+from benchmark.cell import CHECKPOINTS_OWN
 from benchmark.lease import Lease
 from benchmark.record import RunDirectory
 from benchmark.tensors import Damaged, read_tensors
@@ -246,23 +247,40 @@ def test_other_data_or_code_is_noticed(uncut, interrupted, warnings, stopped_at_
     assert differences(result(other), uncut[1]) == []
 
 
-@pytest.mark.parametrize("what", ["data_hash", "fingerprint"])
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [
+        ("data_hash", "benchmark.cell.make_recipe"),
+        ("data_hash", "benchmark.train.Trainer.forget"),
+        ("fingerprint", "benchmark.cell.make_recipe"),
+        ("fingerprint", "benchmark.train.Trainer.resume"),
+    ],
+)
 def test_a_death_before_the_checkpoint_is_read_hides_no_change(
-    uncut, interrupted, warnings, monkeypatch, what
+    uncut, interrupted, warnings, monkeypatch, what, where
 ):
     """What a checkpoint was made with stays in the record until it is gone on from, or dropped."""
     directory = RunDirectory(found(interrupted)[0])
     with directory.lease():
         about = directory.read()["provenance"]
-        directory.write(provenance=about | {what: "0" * 64})
+        former = about | {what: "0" * 64, "earlier_fingerprints": ["1" * 64]}
+        directory.write(provenance=former)
     with monkeypatch.context() as patch:
-        patch.setattr("benchmark.cell.make_recipe", lambda *_: 1 / 0)
+        patch.setattr(where, lambda *_: 1 / 0)
         assert run(interrupted) == 1
-    assert found(interrupted)[1]["provenance"][what] == "0" * 64
+    kept = found(interrupted)[1]["provenance"]
+    assert {key: kept[key] for key in CHECKPOINTS_OWN} == {
+        key: former[key] for key in CHECKPOINTS_OWN
+    }
     assert run(interrupted) == 0
-    said = "the data has changed" if what == "data_hash" else "the code has changed"
-    assert f"{said} since" in warnings()
-    assert found(interrupted)[1]["provenance"][what] == about[what]
+    known = found(interrupted)[1]["provenance"]
+    assert known[what] == about[what]
+    if what == "data_hash":  # nothing of the checkpoint is left, nor of who made it
+        assert "the data has changed since" in warnings()
+        assert "earlier_fingerprints" not in known
+    else:
+        assert "the code has changed since" in warnings()
+        assert known["earlier_fingerprints"] == ["0" * 64, "1" * 64]
     assert differences(result(interrupted), uncut[1]) == []
 
 

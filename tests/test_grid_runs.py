@@ -736,6 +736,23 @@ def test_a_cell_that_ends_at_once_rests_and_is_given_up_when_there_is_room(
     assert len(begun) == 3 and min(b - a for a, b in pairwise(begun)) >= 1.0
 
 
+def test_a_runner_that_stops_leaves_what_is_new_to_who_waits(words, results, monkeypatch):
+    """Said to be read, it would be nobody's: the second runner would end."""
+    made = submit.plan([*words, "method=lm"])
+    submit.lay_down(results, made)
+    tried = attempt("t", made[0][0].path("").as_posix(), (0, 0))
+    tried.cluster |= {"executor": "local"}
+    Ledger(results).intend(tried)
+    (results / ".slurm/pool").mkdir()  # the lease's
+    monkeypatch.setattr(pool, "start", lambda *_: subprocess.Popen(["true"]))
+    stops = iter([0, 1, 1])  # the signal comes while it reads
+    pool.Pool(results).run(lambda: next(stops))
+    assert pool._has_read(results) < Ledger(results).path.stat().st_size
+    stops = iter([0, 0, 1])
+    pool.Pool(results).run(lambda: next(stops))
+    assert pool._has_read(results) == Ledger(results).path.stat().st_size
+
+
 def test_a_local_runner_begins_when_there_is_room(results, monkeypatch):
     Ledger(results).cancelled([])
     blows, acquire = [OSError(errno.ENOSPC, "no room")], Lease.acquire
