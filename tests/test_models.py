@@ -69,6 +69,9 @@ def test_slabs_change_neither_likelihood_nor_gradient(monkeypatch, cached):
         found = scores(slab, kept, hidden, weight, targets, upstream)
         for a, b in zip(found, exact, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+        with torch.no_grad():  # by another path
+            value = token_log_likelihood(hidden, weight, targets, slab, kept)
+        torch.testing.assert_close(value.double(), exact[0], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("grad", "kept"), [(True, 0), (True, 2000), (False, 0)])

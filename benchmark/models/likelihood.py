@@ -22,10 +22,12 @@ def token_log_likelihood(
     """
     if len(hidden) * len(weight) <= min(slab, CACHED):  # too small for its overhead to pay
         return _score(hidden, weight, targets)
+    rows = max(1, slab // len(weight))
+    if not torch.is_grad_enabled():
+        return _scores(hidden, weight, targets, rows)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    rows = max(1, slab // len(weight))
-    keep = torch.is_grad_enabled() and len(hidden) * len(weight) <= kept
+    keep = len(hidden) * len(weight) <= kept
     return _TokenLogLikelihood.apply(hidden, weight, targets, dtype, rows, keep)
 
 
@@ -34,12 +36,28 @@ def _score(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(logits.float(), targets, reduction="none")
 
 
+def _scores(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """Without a gradient, in slabs of so many rows: in fused kernels, for nothing is kept."""
+    found = []
+    for h, own in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = F.linear(h, weight)
+        piece = _cached(logits)
+        for some, y in zip(logits.split(piece), own.split(piece), strict=True):
+            found.append(-F.cross_entropy(some.float(), y, reduction="none"))
+        del logits  # before the next slab of them
+    return torch.cat(found)
+
+
+def _cached(logits: Tensor) -> int:
+    """How many rows of logits [n, V] to work on at once."""
+    return max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+
+
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The sum over V of exp(logits - their maximum), and the maximum, [n, 1] each; the
     exponentials take the place of the logits [n, V]."""
-    rows = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     found = []
-    for some in logits.split(rows):
+    for some in logits.split(_cached(logits)):
         most = some.amax(1, keepdim=True)
         found.append((some.sub_(most).exp_().sum(1, keepdim=True), most))
     total, most = (torch.cat(parts) for parts in zip(*found, strict=True))
