@@ -150,16 +150,19 @@ def processes(module: str, results: Path) -> dict[int, list[str]]:
     return found
 
 
-def end(results: Path, cells: Container[str] | None = None) -> None:
+def end(results: Path, cells: Container[str] | None = None) -> set[int]:
     """Have what a local runner started for these cells, or for all, save and end, whether the
-    runner lives or not; on this machine."""
+    runner lives or not; on this machine. Returns the processes that were told."""
     _, histories = Ledger(results).read()
+    ended = set()
     for number, words in processes("slurm.job", results).items():
         for cell in words:
             # else it is a job's, which packs several
             local = histories.get(cell, History()).executor == Executor.local.value
             if local and (cells is None or cell in cells):
                 terminate(number)
+                ended.add(number)
+    return ended
 
 
 def terminate(number: int) -> None:

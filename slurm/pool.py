@@ -1,5 +1,5 @@
 """The local runner: `python -m slurm.pool RESULTS`, which slurm.submit cluster=local starts, and
-`python -m slurm.pool --stop RESULTS`, which has its cells save and ends it.
+`python -m slurm.pool --stop RESULTS`, which has its cells save, ends it and waits for that.
 
 Keeps at most cluster.parallel cells alive, each a process with one thread, until no cell that was
 submitted to it is left; then it builds the leaderboard, if it was asked for. What was stopped goes
@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -155,14 +155,15 @@ def _has_read(results: Path) -> int:
         return -1
 
 
-def stop(results: Path) -> None:
+def stop(results: Path) -> set[int]:
     """Have the runner at work on these results, those that wait for its end, and their cells save
-    and end, also cells whose runner was killed. Raises UserError where it runs elsewhere."""
+    and end, also cells whose runner was killed. Returns the processes that were told. Raises
+    UserError where the runner is elsewhere."""
     folder = results / ".slurm" / "pool"
     owner = holder(folder)
-    for number, words in processes("slurm.pool", results).items():
-        if not words:
-            terminate(number)
+    told = {number for number, words in processes("slurm.pool", results).items() if not words}
+    for number in told:
+        terminate(number)
     if owner and held(folder, stale=-math.inf):  # by this machine's own process table
         terminate(owner["pid"])
     elif held(folder):
@@ -170,7 +171,13 @@ def stop(results: Path) -> None:
             f"the runner of {results} is process {owner.get('pid')} on {owner.get('host')}, which "
             "is not seen from here; stop it there, as the user who started it."
         )
-    end(results)
+    return told | end(results)
+
+
+def await_end(results: Path, told: Set[int]) -> None:
+    """Until none of these runners and cells is at work any more: what is submitted then is run."""
+    while told & (processes("slurm.pool", results).keys() | processes("slurm.job", results).keys()):
+        time.sleep(TICK)
 
 
 def main(results: Path) -> int:
@@ -208,10 +215,13 @@ def command(arguments: Sequence[str]) -> int:
         return 1
     if "--stop" in arguments:
         try:
-            stop(results)
+            await_end(results, stop(results))
         except UserError as error:
             sys.stderr.write(f"{sentence(error)}\n")
             return 1
+        except KeyboardInterrupt:
+            sys.stderr.write("the runner and its cells were told, and end when they have saved\n")
+            return 130
         return 0
     return main(results)
 

@@ -934,6 +934,37 @@ def test_the_local_runner_can_be_stopped(words, results):
     assert states(results) == {"lost": 1} and runs_done(results) == ""
 
 
+def test_what_is_submitted_after_a_stop_is_run(words, results, capsys):
+    """For a stop ends when all has been saved, not while the cells still count as running."""
+    long = [*words, "method=lm", "budget.steps=400", "cluster=local"]
+    assert submitted(*long) == 0
+    until(lambda: states(results).get("running") == 1)
+    (cell,) = job.processes("slurm.job", results)
+    os.kill(cell, signal.SIGSTOP)  # it takes long to save
+    stopping = subprocess.Popen([sys.executable, "-m", "slurm.pool", "--stop", str(results)])
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            stopping.wait(5)
+    finally:
+        os.kill(cell, signal.SIGCONT)
+    assert stopping.wait(60) == 0
+    capsys.readouterr()
+    assert submitted(*long) == 0
+    assert capsys.readouterr().out == "1 cells submitted (local)\n"
+    until(lambda: not grid.pool_lives(results))
+    assert states(results) == {"done": 1}
+
+
+def test_who_waits_for_a_stop_may_leave(results, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    Ledger(results).cancelled([])
+    monkeypatch.setattr(pool, "await_end", interrupted)
+    assert pool.command(["--stop", str(results)]) == 130
+    assert "end when they have saved" in capsys.readouterr().err
+
+
 def test_published_runs_tell_how_long_others_take(words, results, capsys):
     """They name no folders, nor have they weights."""
     from leaderboard.load import load_cells
